@@ -1,0 +1,31 @@
+"""Recording what a model does at every tick (``track=True``)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_numpy(x: Tensor) -> np.ndarray:
+    """A copy of ``x`` outside autograd; bfloat16, which numpy lacks, becomes float32."""
+    x = x.detach().cpu()
+    return np.array((x.float() if x.dtype == torch.bfloat16 else x).numpy())
+
+
+class TickRecord:
+    """One list of arrays per named quantity, one array per tick."""
+
+    def __init__(self) -> None:
+        self._ticks: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def add(self, **values: Tensor) -> None:
+        """Append this tick's values."""
+        for name, value in values.items():
+            self._ticks[name].append(to_numpy(value))
+
+    def array(self, name: str) -> np.ndarray:
+        """All ticks of ``name`` stacked on a new first dimension; empty, (0,), if it was never recorded."""
+        return np.array(self._ticks[name])

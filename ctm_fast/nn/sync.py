@@ -1,0 +1,149 @@
+"""Synchronisation: decayed inner products of pairs of neurons over the ticks (arXiv 2505.05522, section 3.4, eqs 5-9).
+
+Shape letters: B batch, D neurons, n selected neurons, P pairs.
+
+Kinds of selection, each with its pairs:
+
+``first``, ``last``    the first or last n neurons; all i <= j of them, P = n (n + 1) / 2
+``random``             n left and n right neurons; left_i with right_j for i <= j, P = n (n + 1) / 2
+``random-pairing``     n left and n right neurons; left_k with right_k, P = n
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SELECTIONS = ("first", "last", "random", "random-pairing")
+MAX_DECAY = 15.0
+
+
+def representation_size(selection: str, n_synch: int) -> int:
+    """Number of pairs P that ``n_synch`` neurons give."""
+    _check_selection(selection)
+    return n_synch if selection == "random-pairing" else n_synch * (n_synch + 1) // 2
+
+
+def select_neurons(selection: str, d_model: int, n_synch: int, n_self: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw the left and the right neurons, int64 (n_synch,) each.
+
+    Random kinds draw with replacement from numpy's global generator, left before right. ``random-pairing`` copies
+    its first ``n_self`` right neurons from the left ones, so that those are synchronised with themselves.
+    """
+    _check_selection(selection)
+    if selection in ("first", "last"):
+        start = 0 if selection == "first" else d_model - n_synch
+        left = torch.arange(start, start + n_synch)
+        return left, left
+    if selection == "random":
+        n_self = 0
+    drawn_left = np.random.choice(np.arange(d_model), size=n_synch)
+    drawn_right = np.random.choice(np.arange(d_model), size=n_synch - n_self)
+    return torch.from_numpy(drawn_left), torch.from_numpy(np.concatenate((drawn_left[:n_self], drawn_right)))
+
+
+def pair_indices(selection: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat neuron indices of every pair, int64 (P,) each: pair p is ``z[:, left[p]] * z[:, right[p]]``."""
+    _check_selection(selection)
+    if selection == "random-pairing":
+        return left, right
+    rows, columns = torch.triu_indices(left.numel(), left.numel(), device=left.device)
+    return left[rows], right[columns]
+
+
+def pair_products(selection: str, activated_state: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Products of all pairs, (B, D) -> (B, P), the dense kinds through the full outer product."""
+    _check_selection(selection)
+    n_synch = left.numel()
+    if selection == "first":
+        chosen_left = chosen_right = activated_state[:, :n_synch]
+    elif selection == "last":
+        chosen_left = chosen_right = activated_state[:, -n_synch:]
+    else:
+        chosen_left, chosen_right = activated_state[:, left], activated_state[:, right]
+    if selection == "random-pairing":
+        return chosen_left * chosen_right
+    outer = chosen_left.unsqueeze(2) * chosen_right.unsqueeze(1)
+    rows, columns = torch.triu_indices(n_synch, n_synch)
+    return outer[:, rows, columns]
+
+
+def decayed_update(
+    pairs: Tensor, alpha: Tensor | None, beta: Tensor | None, r: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One tick of the recurrence: ``alpha <- r alpha + pairs``, ``beta <- r beta + 1``; None starts it.
+
+    Args:
+        pairs: (B, P) products of this tick.
+        alpha, beta: (B, P) of the tick before, or both None.
+        r: decay factors exp(-decay), broadcastable to (B, P).
+    """
+    if alpha is None or beta is None:
+        return pairs, torch.ones_like(pairs)
+    return r * alpha + pairs, r * beta + 1
+
+
+def clamp_decay_(*decays: Tensor) -> None:
+    """Bring raw decays into [0, 15] in their own storage, outside autograd.
+
+    The gradient of what is computed from them afterwards still reaches a decay that lies on a bound. The version
+    counter stays, so a graph recorded before remains valid: values only change after an optimiser has moved them.
+    """
+    for decay in decays:
+        decay.data.clamp_(0, MAX_DECAY)
+
+
+class Synchronisation(nn.Module):
+    """Synchronisation of one set of neuron pairs with learnable decays, for use in a model of your own.
+
+    Args:
+        d_model: number of neurons D.
+        n_synch: number of selected neurons n.
+        selection: one of :data:`SELECTIONS`.
+        n_self: self-pairs of ``random-pairing``, less than ``n_synch``.
+
+    State-dict keys: ``decay_params`` (P,), zeros at first; ``neuron_indices_{left,right}`` (n,) int64.
+
+    >>> sync = Synchronisation(d_model=64, n_synch=8)
+    >>> state = None
+    >>> for z in torch.randn(5, 2, 64):
+    ...     s, state = sync(z, state)
+    >>> s.shape
+    torch.Size([2, 8])
+    """
+
+    neuron_indices_left: Tensor
+    neuron_indices_right: Tensor
+
+    def __init__(
+        self, d_model: int, n_synch: int, selection: str = "random-pairing", n_self: int = 0
+    ) -> None:
+        super().__init__()
+        if not 0 <= n_self < n_synch:
+            raise ValueError(f"Synchronisation: n_self must be in [0, n_synch={n_synch}), got {n_self}")
+        left, right = select_neurons(selection, d_model, n_synch, n_self)
+        self.selection = selection
+        self.register_buffer("neuron_indices_left", left)
+        self.register_buffer("neuron_indices_right", right)
+        self.decay_params = nn.Parameter(torch.zeros(representation_size(selection, n_synch)))
+
+    def pair_indices(self) -> tuple[Tensor, Tensor]:
+        """Flat indices of every pair, see :func:`pair_indices`."""
+        return pair_indices(self.selection, self.neuron_indices_left, self.neuron_indices_right)
+
+    def forward(
+        self, activated_state: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Add one tick: activations (B, D) and the state before -> synchronisation (B, P) and the state after."""
+        left, right = self.pair_indices()
+        alpha, beta = state or (None, None)
+        clamp_decay_(self.decay_params)
+        pairs = activated_state[:, left] * activated_state[:, right]
+        alpha, beta = decayed_update(pairs, alpha, beta, torch.exp(-self.decay_params))
+        return alpha / torch.sqrt(beta), (alpha, beta)
+
+
+def _check_selection(selection: str) -> None:
+    if selection not in SELECTIONS:
+        raise ValueError(f"synchronisation: selection must be one of {SELECTIONS}, got {selection!r}")
