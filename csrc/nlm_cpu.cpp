@@ -1,0 +1,434 @@
+#include "nlm.h"
+
+#include <cstdlib>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace ctm::CTM_LEVEL {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+CTM_INLINE float widen(float x) { return x; }
+CTM_INLINE double widen(double x) { return x; }
+CTM_INLINE float widen(BFloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+CTM_INLINE void narrow(float value, float* out) { *out = value; }
+CTM_INLINE void narrow(double value, double* out) { *out = value; }
+CTM_INLINE void narrow(float value, BFloat16* out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const bool nan = value != value;
+  out->bits = nan ? uint16_t(0x7FC0) : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+struct Block {  // one group of `lanes` neurons
+  int64_t first;
+  int width;  // lanes in use
+};
+
+template <class T>
+Block block_at(const NlmSizes& n, int64_t index) {
+  const int64_t first = index * lanes<T>;
+  const int64_t left = n.neurons - first;
+  return {first, static_cast<int>(left < lanes<T> ? left : lanes<T>)};
+}
+
+template <class T>
+int64_t block_count(const NlmSizes& n) {
+  return (n.neurons + lanes<T> - 1) / lanes<T>;
+}
+
+int64_t layer1_vectors(const NlmSizes& n) { return n.hidden * (n.memory + 1) * 2; }
+int64_t layer2_vectors(const NlmSizes& n) { return n.deep ? (n.hidden + 1) * 2 : 0; }
+
+template <class T>
+int64_t block_elements(const NlmSizes& n) {
+  return (layer1_vectors(n) + layer2_vectors(n)) * lanes<T>;
+}
+
+int64_t packed_size(const NlmSizes& n, int width) {
+  const int64_t blocks = (n.neurons + width - 1) / width;
+  return blocks * (layer1_vectors(n) + layer2_vectors(n)) * width;
+}
+
+// Applies visit(packed offset, pointer into w or b, which layer) to every used weight of a block.
+template <class T, class Visit>
+void for_each_weight(const NlmSizes& n, const Block& block, const Visit& visit) {
+  const int64_t H = n.hidden, M = n.memory, D = n.neurons;
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t m = 0; m <= M; ++m)
+      for (int64_t half = 0; half < 2; ++half)
+        for (int l = 0; l < block.width; ++l) {
+          const int64_t at = ((h * (M + 1) + m) * 2 + half) * lanes<T> + l;
+          const int64_t d = block.first + l, out = half * H + h;
+          visit(at, 1, m == M, m == M ? d * 2 * H + out : (m * 2 * H + out) * D + d);
+        }
+  if (!n.deep) return;
+  for (int64_t h = 0; h <= H; ++h)
+    for (int64_t half = 0; half < 2; ++half)
+      for (int l = 0; l < block.width; ++l) {
+        const int64_t at = layer1_vectors(n) * lanes<T> + (h * 2 + half) * lanes<T> + l;
+        const int64_t d = block.first + l;
+        visit(at, 2, h == H, h == H ? d * 2 + half : (h * 2 + half) * D + d);
+      }
+}
+
+template <class T>
+void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, const T* b2, T t2, T* packed,
+                int threads) {
+  parallel_for(threads, block_count<T>(n), [&](int64_t index) {
+    T* out = packed + index * block_elements<T>(n);
+    const Block block = block_at<T>(n, index);
+    if (block.width < lanes<T>) std::memset(out, 0, sizeof(T) * block_elements<T>(n));
+    for_each_weight<T>(n, block, [&](int64_t at, int layer, bool bias, int64_t from) {
+      out[at] = layer == 1 ? (bias ? b1 : w1)[from] / t1 : (bias ? b2 : w2)[from] / t2;
+    });
+  });
+}
+
+// The packed weight is w / t, so dw = dpacked / t and dt = -sum(dpacked * packed) / t.
+template <class T>
+void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad, T* w2,
+                  T* b2, T* t2_grad, int threads) {
+  const int64_t blocks = block_count<T>(n);
+  double* partial = static_cast<double*>(std::calloc(2 * blocks + 1, sizeof(double)));
+  parallel_for(threads, blocks, [&](int64_t index) {
+    const int64_t base = index * block_elements<T>(n);
+    for_each_weight<T>(n, block_at<T>(n, index), [&](int64_t at, int layer, bool bias, int64_t to) {
+      const T g = grad[base + at];
+      partial[2 * index + layer - 1] -= static_cast<double>(g) * packed[base + at];
+      (layer == 1 ? (bias ? b1 : w1) : (bias ? b2 : w2))[to] = g / (layer == 1 ? t1 : t2);
+    });
+  });
+  double sum[2] = {0.0, 0.0};
+  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2] += partial[i];
+  std::free(partial);
+  *t1_grad = static_cast<T>(sum[0] / t1);
+  if (n.deep) *t2_grad = static_cast<T>(sum[1] / t2);
+}
+
+template <class T>
+struct Masks {
+  Dropout drop;
+  int64_t first_row;
+  uint32_t stride;  // neurons
+
+  Masks(const NlmSizes& n, const NlmDropout& d)
+      : drop(d.p, d.seed), first_row(d.first_row), stride(static_cast<uint32_t>(n.neurons)) {}
+  bool on() const { return drop.on(); }
+  // `slot` is m for an input and M + h for a hidden activation.
+  CTM_INLINE Vec<T> at(int64_t row, int64_t slot, int64_t neuron) const {
+    const uint32_t key = row_key(drop.seed, static_cast<uint64_t>(first_row + row));
+    return keep_mask<T>(drop, key, static_cast<uint32_t>(slot) * stride + static_cast<uint32_t>(neuron));
+  }
+};
+
+// The rows of one register tile of one block. Scratch: input [M][R], then for the backward hidden [H][2][R].
+template <class T, class X, int R>
+struct Tile {
+  const NlmSizes& n;
+  const Masks<T>& masks;
+  const T* w;  // packed weights of the block
+  Block block;
+  int64_t row;
+  T* input;
+  T* hidden;
+
+  static constexpr int V = lanes<T>;
+
+  CTM_INLINE Vec<T> in(int64_t m, int r) const { return load(input + (m * R + r) * V); }
+  CTM_INLINE T* hid(int64_t h, int half, int r) const { return hidden + ((h * 2 + half) * R + r) * V; }
+  CTM_INLINE const T* w1(int64_t h) const { return w + h * (n.memory + 1) * 2 * V; }
+  CTM_INLINE const T* w2(int64_t h) const { return w + (layer1_vectors(n) + h * 2) * V; }
+
+  CTM_INLINE void gather(const X* x, const NlmStrides& s) const {
+    const X* base = x + row * s.row + block.first * s.neuron;
+    if (s.neuron == 1 && block.width == V) {
+      for (int64_t m = 0; m < n.memory; ++m)
+        for (int r = 0; r < R; ++r) {
+          const X* from = base + r * s.row + m * s.memory;
+          T* to = input + (m * R + r) * V;
+          for (int l = 0; l < V; ++l) to[l] = widen(from[l]);
+        }
+    } else {
+      for (int r = 0; r < R; ++r)
+        for (int l = 0; l < V; ++l)
+          for (int64_t m = 0; m < n.memory; ++m)
+            input[(m * R + r) * V + l] =
+                l < block.width ? widen(base[r * s.row + l * s.neuron + m * s.memory]) : T(0);
+    }
+    if (masks.on())
+      for (int64_t m = 0; m < n.memory; ++m)
+        for (int r = 0; r < R; ++r)
+          store(input + (m * R + r) * V, in(m, r) * masks.at(row + r, m, block.first));
+  }
+
+  // u = x w1 + b1 of hidden unit h: the two halves for all rows of the tile.
+  CTM_INLINE void layer1(int64_t h, Vec<T> (&a)[R], Vec<T> (&g)[R]) const {
+    const T* weights = w1(h);
+    const Vec<T> bias_a = load(weights + n.memory * 2 * V), bias_g = load(weights + (n.memory * 2 + 1) * V);
+    CTM_UNROLL for (int r = 0; r < R; ++r) a[r] = bias_a, g[r] = bias_g;
+    for (int64_t m = 0; m < n.memory; ++m) {
+      const Vec<T> wa = load(weights + m * 2 * V), wg = load(weights + (m * 2 + 1) * V);
+      CTM_UNROLL for (int r = 0; r < R; ++r) {
+        const Vec<T> x = in(m, r);
+        a[r] += x * wa;
+        g[r] += x * wg;
+      }
+    }
+  }
+
+  CTM_INLINE void store_z(X* z, int64_t z_row, int r, Vec<T> value) const {
+    X* to = z + (row + r) * z_row + block.first;
+    for (int l = 0; l < V; ++l)
+      if (l < block.width) narrow(value[l], to + l);
+  }
+
+  // Both layers up to o. With KEEP, leaves a and sigmoid(g) of every hidden unit in `hidden` for the backward.
+  template <bool KEEP>
+  CTM_INLINE void layers(Vec<T> (&oa)[R], Vec<T> (&og)[R]) const {
+    if (!n.deep) return layer1(0, oa, og);
+    CTM_UNROLL for (int r = 0; r < R; ++r) oa[r] = load(w2(n.hidden)), og[r] = load(w2(n.hidden) + V);
+    for (int64_t h = 0; h < n.hidden; ++h) {
+      Vec<T> a[R], g[R];
+      layer1(h, a, g);
+      const Vec<T> wa = load(w2(h)), wg = load(w2(h) + V);
+      CTM_UNROLL for (int r = 0; r < R; ++r) {
+        const Vec<T> gate = sigmoid(g[r]);
+        if constexpr (KEEP) {
+          store(hid(h, 0, r), a[r]);
+          store(hid(h, 1, r), gate);
+        }
+        Vec<T> value = a[r] * gate;
+        if (masks.on()) value *= masks.at(row + r, n.memory + h, block.first);
+        oa[r] += value * wa;
+        og[r] += value * wg;
+      }
+    }
+  }
+
+  // A call of its own: inlined into every tile size it would be compiled with the caller's register pressure.
+  __attribute__((noinline)) void forward(const X* x, const NlmStrides& s, X* z, int64_t z_row) const {
+    gather(x, s);
+    Vec<T> oa[R], og[R];
+    layers<false>(oa, og);
+    CTM_UNROLL for (int r = 0; r < R; ++r) store_z(z, z_row, r, oa[r] * sigmoid(og[r]));
+  }
+
+  // Gradient of the hidden pre-activations, written over `hidden`; accumulates the second layer's gradients.
+  CTM_INLINE void hidden_gradient(const T* dz, int64_t dz_row, T* dw) const {
+    Vec<T> oa[R], og[R];
+    layers<true>(oa, og);
+    CTM_UNROLL for (int r = 0; r < R; ++r) {
+      const Vec<T> grad = load_part(dz + (row + r) * dz_row + block.first, block.width);
+      const Vec<T> gate = sigmoid(og[r]);
+      og[r] = grad * oa[r] * gate * (T(1) - gate);
+      oa[r] = grad * gate;
+      if (!n.deep) {
+        store(hid(0, 0, r), oa[r]);
+        store(hid(0, 1, r), og[r]);
+      }
+    }
+    if (!n.deep) return;
+    T* dw2 = dw ? dw + layer1_vectors(n) * V : nullptr;
+    for (int64_t h = 0; h < n.hidden; ++h) {
+      const Vec<T> wa = load(w2(h)), wg = load(w2(h) + V);
+      Vec<T> dwa{}, dwg{};
+      CTM_UNROLL for (int r = 0; r < R; ++r) {
+        const Vec<T> a = load(hid(h, 0, r)), gate = load(hid(h, 1, r));
+        Vec<T> value = a * gate, grad = oa[r] * wa + og[r] * wg;
+        if (masks.on()) {
+          const Vec<T> keep = masks.at(row + r, n.memory + h, block.first);
+          value *= keep;
+          grad *= keep;
+        }
+        dwa += value * oa[r];
+        dwg += value * og[r];
+        store(hid(h, 0, r), grad * gate);
+        store(hid(h, 1, r), grad * a * gate * (T(1) - gate));
+      }
+      if (dw2) {
+        store(dw2 + h * 2 * V, load(dw2 + h * 2 * V) + dwa);
+        store(dw2 + (h * 2 + 1) * V, load(dw2 + (h * 2 + 1) * V) + dwg);
+      }
+    }
+    if (!dw2) return;
+    T* bias = dw2 + n.hidden * 2 * V;
+    Vec<T> dba = load(bias), dbg = load(bias + V);
+    CTM_UNROLL for (int r = 0; r < R; ++r) dba += oa[r], dbg += og[r];
+    store(bias, dba);
+    store(bias + V, dbg);
+  }
+
+  // dw1[h][m] += sum over rows of du[h] * x[m].
+  CTM_INLINE void weight_gradient(T* dw) const {
+    for (int64_t h = 0; h < n.hidden; ++h) {
+      T* out = dw + h * (n.memory + 1) * 2 * V;
+      Vec<T> da[R], dg[R];
+      CTM_UNROLL for (int r = 0; r < R; ++r) da[r] = load(hid(h, 0, r)), dg[r] = load(hid(h, 1, r));
+      for (int64_t m = 0; m < n.memory; ++m) {
+        Vec<T> wa = load(out + m * 2 * V), wg = load(out + (m * 2 + 1) * V);
+        CTM_UNROLL for (int r = 0; r < R; ++r) {
+          const Vec<T> x = in(m, r);
+          wa += da[r] * x;
+          wg += dg[r] * x;
+        }
+        store(out + m * 2 * V, wa);
+        store(out + (m * 2 + 1) * V, wg);
+      }
+      Vec<T> ba = load(out + n.memory * 2 * V), bg = load(out + (n.memory * 2 + 1) * V);
+      CTM_UNROLL for (int r = 0; r < R; ++r) ba += da[r], bg += dg[r];
+      store(out + n.memory * 2 * V, ba);
+      store(out + (n.memory * 2 + 1) * V, bg);
+    }
+  }
+
+  CTM_INLINE void add_dx(T* dx, const NlmStrides& s, int64_t m, int r, Vec<T> value) const {
+    if (masks.on()) value *= masks.at(row + r, m, block.first);
+    T* to = dx + (row + r) * s.row + block.first * s.neuron + m * s.memory;
+    if (s.neuron == 1) {
+      store_part(to, load_part(to, block.width) + value, block.width);
+    } else {
+      for (int l = 0; l < block.width; ++l) to[l * s.neuron] += value[l];
+    }
+  }
+
+  // dx[m] += sum over h of da[h] * wa[h][m] + dg[h] * wg[h][m], for G rows and S steps of memory at once.
+  template <int G, int S>
+  CTM_INLINE void input_gradient_part(T* dx, const NlmStrides& s, int r0, int64_t m0) const {
+    Vec<T> sum[G][S] = {};
+    for (int64_t h = 0; h < n.hidden; ++h) {
+      const T* weights = w1(h) + m0 * 2 * V;
+      CTM_UNROLL for (int j = 0; j < S; ++j) {
+        const Vec<T> wa = load(weights + j * 2 * V), wg = load(weights + (j * 2 + 1) * V);
+        CTM_UNROLL for (int r = 0; r < G; ++r) {
+          sum[r][j] += load(hid(h, 0, r0 + r)) * wa;
+          sum[r][j] += load(hid(h, 1, r0 + r)) * wg;
+        }
+      }
+    }
+    for (int r = 0; r < G; ++r)
+      for (int j = 0; j < S; ++j) add_dx(dx, s, m0 + j, r0 + r, sum[r][j]);
+  }
+
+  CTM_INLINE void input_gradient(T* dx, const NlmStrides& s) const {
+    constexpr int G = R < CTM_ROWS / 2 ? R : CTM_ROWS / 2;
+    for (int r0 = 0; r0 < R; r0 += G) {
+      int64_t m = 0;
+      for (; m + 4 <= n.memory; m += 4) input_gradient_part<G, 4>(dx, s, r0, m);
+      for (; m < n.memory; ++m) input_gradient_part<G, 1>(dx, s, r0, m);
+    }
+  }
+
+  __attribute__((noinline)) void backward(const X* x, const NlmStrides& s, const T* dz, int64_t dz_row, T* dx,
+                                          const NlmStrides& dx_strides, T* dw) const {
+    gather(x, s);
+    hidden_gradient(dz, dz_row, dw);
+    if (dw) weight_gradient(dw);
+    if (dx) input_gradient(dx, dx_strides);
+  }
+};
+
+// Calls run(Tile) for tiles of R, R/2, ..., 1 rows until all rows are done.
+template <class T, class X, int R, class Run>
+CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block, T* scratch,
+                              int64_t row, const Run& run) {
+  for (; row + R <= n.rows; row += R)
+    run(Tile<T, X, R>{n, masks, w, block, row, scratch, scratch + n.memory * R * lanes<T>});
+  if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, run);
+}
+
+template <class T, class X, class Run>
+void for_each_block(const NlmSizes& n, const NlmDropout& drop, const T* packed, int threads, const Run& run) {
+  const Masks<T> masks(n, drop);
+  parallel_for(threads, block_count<T>(n), [&](int64_t index) {
+    const size_t bytes = sizeof(T) * lanes<T> * CTM_ROWS * static_cast<size_t>(n.memory + 2 * n.hidden);
+    T* scratch = static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    const T* w = packed + index * block_elements<T>(n);
+    for_each_tile<T, X, CTM_ROWS>(n, masks, w, block_at<T>(n, index), scratch, 0,
+                                  [&](const auto& tile) { run(index, tile); });
+    std::free(scratch);
+  });
+}
+
+template <class T, class X>
+void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s, X* z,
+                   int64_t z_row, int threads) {
+  for_each_block<T, X>(n, drop, packed, threads, [&](int64_t, const auto& tile) { tile.forward(x, s, z, z_row); });
+}
+
+template <class T, class X>
+void backward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s,
+                    const T* dz, int64_t dz_row, T* dx, const NlmStrides& dx_strides, T* dpacked, int threads) {
+  for_each_block<T, X>(n, drop, packed, threads, [&](int64_t index, const auto& tile) {
+    tile.backward(x, s, dz, dz_row, dx, dx_strides, dpacked ? dpacked + index * block_elements<T>(n) : nullptr);
+  });
+}
+
+template <class T>
+const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+T* as(void* p) {
+  return static_cast<T*>(p);
+}
+
+void pack(Storage type, const NlmSizes& n, const void* w1, const void* b1, double t1, const void* w2, const void* b2,
+          double t2, void* packed, int threads) {
+  if (type == Storage::f64)
+    pack_typed<double>(n, as<double>(w1), as<double>(b1), t1, as<double>(w2), as<double>(b2), t2, as<double>(packed),
+                       threads);
+  else
+    pack_typed<float>(n, as<float>(w1), as<float>(b1), static_cast<float>(t1), as<float>(w2), as<float>(b2),
+                      static_cast<float>(t2), as<float>(packed), threads);
+}
+
+void unpack(Storage type, const NlmSizes& n, const void* packed, const void* grad, double t1, double t2, void* w1,
+            void* b1, void* t1_grad, void* w2, void* b2, void* t2_grad, int threads) {
+  if (type == Storage::f64)
+    unpack_typed<double>(n, as<double>(packed), as<double>(grad), t1, t2, as<double>(w1), as<double>(b1),
+                         as<double>(t1_grad), as<double>(w2), as<double>(b2), as<double>(t2_grad), threads);
+  else
+    unpack_typed<float>(n, as<float>(packed), as<float>(grad), static_cast<float>(t1), static_cast<float>(t2),
+                        as<float>(w1), as<float>(b1), as<float>(t1_grad), as<float>(w2), as<float>(b2),
+                        as<float>(t2_grad), threads);
+}
+
+void forward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x, NlmStrides s,
+             void* z, int64_t z_row, int threads) {
+  if (type == Storage::f64)
+    forward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(z), z_row, threads);
+  else if (type == Storage::f32)
+    forward_typed(n, drop, as<float>(packed), as<float>(x), s, as<float>(z), z_row, threads);
+  else
+    forward_typed(n, drop, as<float>(packed), as<BFloat16>(x), s, as<BFloat16>(z), z_row, threads);
+}
+
+void backward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x, NlmStrides s,
+              const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked, int threads) {
+  if (type == Storage::f64)
+    backward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(dz), dz_row, as<double>(dx), dx_strides,
+                   as<double>(dpacked), threads);
+  else if (type == Storage::f32)
+    backward_typed(n, drop, as<float>(packed), as<float>(x), s, as<float>(dz), dz_row, as<float>(dx), dx_strides,
+                   as<float>(dpacked), threads);
+  else
+    backward_typed(n, drop, as<float>(packed), as<BFloat16>(x), s, as<float>(dz), dz_row, as<float>(dx), dx_strides,
+                   as<float>(dpacked), threads);
+}
+
+}  // namespace
+
+extern const NlmKernels nlm_kernels = {lanes<float>, lanes<double>, packed_size, pack, unpack, forward, backward};
+
+}  // namespace ctm::CTM_LEVEL

@@ -1,0 +1,191 @@
+// Vectors of one SIMD level, written with the compiler's vector extensions.
+//
+// Every kernel file is compiled once per level (CTM_LEVEL is baseline, avx2 or avx512) into a namespace of
+// that name, so nothing here may have external linkage outside of it: an inline function that the linker
+// merged across levels could run AVX-512 code on a machine without it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(CTM_LEVEL_avx512)
+#define CTM_VECTOR_BYTES 64
+#define CTM_ROWS 8  // rows of a register tile: two accumulators a row, one input, two weights
+#elif defined(CTM_LEVEL_avx2)
+#define CTM_VECTOR_BYTES 32
+#define CTM_ROWS 4
+#else
+#define CTM_VECTOR_BYTES 16
+#define CTM_ROWS 4
+#endif
+
+#define CTM_INLINE inline __attribute__((always_inline))
+#define CTM_UNROLL _Pragma("GCC unroll 8")
+
+namespace ctm::CTM_LEVEL {
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(CTM_VECTOR_BYTES)));
+  typedef int32_t ints __attribute__((vector_size(CTM_VECTOR_BYTES)));
+  typedef uint32_t bits __attribute__((vector_size(CTM_VECTOR_BYTES)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(CTM_VECTOR_BYTES)));
+  typedef int64_t ints __attribute__((vector_size(CTM_VECTOR_BYTES)));
+  typedef uint64_t bits __attribute__((vector_size(CTM_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int lanes = CTM_VECTOR_BYTES / static_cast<int>(sizeof(T));
+
+template <class T>
+CTM_INLINE Vec<T> splat(T value) {
+  return Vec<T>{} + value;
+}
+
+template <class T>
+CTM_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+CTM_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// The first n lanes; the others are `rest`.
+template <class T>
+CTM_INLINE Vec<T> load_part(const T* p, int n, T rest = T(0)) {
+  if (n == lanes<T>) return load(p);
+  T buffer[lanes<T>];
+  for (int i = 0; i < lanes<T>; ++i) buffer[i] = i < n ? p[i] : rest;
+  return load(buffer);
+}
+
+template <class T>
+CTM_INLINE void store_part(T* p, Vec<T> v, int n) {
+  if (n == lanes<T>) {
+    store(p, v);
+  } else {
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+  }
+}
+
+// Pairwise: 16-byte quarters first, then within one.
+template <class T>
+CTM_INLINE T sum_lanes(Vec<T> v) {
+  typedef T Part __attribute__((vector_size(16)));
+  constexpr int parts = CTM_VECTOR_BYTES / 16, width = 16 / static_cast<int>(sizeof(T));
+  Part part[parts];
+  std::memcpy(part, &v, sizeof v);
+  CTM_UNROLL for (int n = parts / 2; n > 0; n /= 2)
+    CTM_UNROLL for (int i = 0; i < n; ++i) part[i] += part[i + n];
+  if constexpr (width == 2) {
+    return part[0][0] + part[0][1];
+  } else {
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+  }
+}
+
+// exp by Cody-Waite reduction to |r| <= ln(2)/2 and a polynomial; relative error below 1.2 units in the last
+// place. Overflows to +inf, underflows to 0, propagates NaN.
+CTM_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> high = splat(88.9f), low = splat(-87.9f);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const Vec<float> shifted = x * 1.44269504088896341f + magic;
+  const Vec<float> n = shifted - magic;
+  Vec<float> r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  Vec<float> p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  using Bits = VecOf<float>::bits;
+  const Bits scale = ((Bits)shifted + 127u) << 23;
+  return p * (Vec<float>)scale;
+}
+
+CTM_INLINE Vec<double> exp(Vec<double> x) {
+  const Vec<double> high = splat(709.8), low = splat(-708.4);
+  x = x > high ? high : x;
+  x = x < low ? low : x;
+  const double magic = 6755399441055744.0;  // 1.5 * 2^52
+  const Vec<double> shifted = x * 1.4426950408889634074 + magic;
+  const Vec<double> n = shifted - magic;
+  Vec<double> r = x - n * 6.93145751953125e-1;
+  r = r - n * 1.42860682030941723212e-6;
+  Vec<double> p = splat(1.0 / 6227020800.0);
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * (r * r) + r + 1.0;
+  using Bits = VecOf<double>::bits;
+  const Bits scale = ((Bits)shifted + 1023ull) << 52;
+  return p * (Vec<double>)scale;
+}
+
+template <class V>
+CTM_INLINE V sigmoid(V x) {
+  return 1.0f / (1.0f + exp(-x));
+}
+
+// Counter-based dropout: element `index` of a row is kept where hash(index, key of the row) >= threshold.
+// The same integers give the same mask in any kernel, SIMD level, thread count and in the reference.
+CTM_INLINE uint32_t row_key(uint64_t seed, uint64_t row) {
+  uint64_t x = seed + (row + 1) * 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return static_cast<uint32_t>((x ^ (x >> 31)) >> 32);
+}
+
+CTM_INLINE uint32_t element_hash(uint32_t key, uint32_t index) {
+  uint32_t x = index * 0x9E3779B1u + key;
+  x = (x ^ (x >> 16)) * 0x7FEB352Du;
+  x = (x ^ (x >> 15)) * 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+
+struct Dropout {
+  uint32_t threshold;  // p * 2^32, rounded; 0 keeps everything
+  float scale;         // 1 / (1 - p)
+  uint64_t seed;
+
+  Dropout(double p, uint64_t seed_) : scale(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f), seed(seed_) {
+    const double limit = p * 4294967296.0;
+    threshold = limit >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(limit + 0.5);
+  }
+  bool on() const { return threshold != 0; }
+  CTM_INLINE bool keeps(uint32_t key, uint32_t index) const { return element_hash(key, index) >= threshold; }
+};
+
+// scale or 0 for `lanes` consecutive elements starting at `index`.
+template <class T>
+CTM_INLINE Vec<T> keep_mask(const Dropout& drop, uint32_t key, uint32_t index) {
+  T mask[lanes<T>];
+  for (int i = 0; i < lanes<T>; ++i)
+    mask[i] = drop.keeps(key, index + static_cast<uint32_t>(i)) ? T(drop.scale) : T(0);
+  return load(mask);
+}
+
+}  // namespace ctm::CTM_LEVEL
