@@ -1,0 +1,32 @@
+"""CUDA half of the extension; built only where CTM_FAST_CUDA asked for it."""
+
+__version__: str
+
+class Device:
+    """One GPU that the driver shows."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capability(self) -> tuple[int, int]: ...
+    @property
+    def reason(self) -> str:
+        """Why the compiled kernels cannot run there; empty where they can."""
+
+def devices() -> list[Device]:
+    """GPUs that the driver shows, in its order; empty without a GPU or without a driver."""
+
+def device_count() -> int:
+    """Number of GPUs that the driver shows."""
+
+def no_device_reason() -> str:
+    """Why there is no GPU; empty where there is one."""
+
+def runtime_version() -> int:
+    """CUDA runtime linked in: 1000 * major + 10 * minor."""
+
+def driver_version() -> int:
+    """Newest CUDA that the driver supports: 1000 * major + 10 * minor; 0 without a driver."""
+
+def architectures() -> list[str]:
+    """Compute capabilities compiled for, such as ``["8.0", "9.0"]``; newer GPUs take the last one's PTX."""
