@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +16,10 @@ def normalised_entropy(logits: Tensor) -> Tensor:
         logits: (B, ..., classes), floating point. Dimensions between the first and the last are averaged.
 
     Returns:
-        (B,), dtype of ``logits``. One class gives NaN, as 0 / log(1) does.
+        (B,), dtype of ``logits``; NaN for a single class.
     """
     entropy = -torch.sum(F.softmax(logits, dim=-1) * F.log_softmax(logits, dim=-1), dim=-1)
-    classes = logits.shape[-1]
-    entropy = entropy / math.log(classes) if classes > 1 else entropy / entropy.new_zeros(())
+    entropy = entropy / torch.log(torch.tensor(logits.shape[-1], dtype=torch.float64))
     return entropy.flatten(1).mean(-1) if logits.dim() > 2 else entropy
 
 
