@@ -60,38 +60,40 @@ int64_t packed_size(const NlmSizes& n, int width) {
   return blocks * (layer1_vectors(n) + layer2_vectors(n)) * width;
 }
 
-// Applies visit(packed offset, pointer into w or b, which layer) to every used weight of a block.
-template <class T, class Visit>
-void for_each_weight(const NlmSizes& n, const Block& block, const Visit& visit) {
-  const int64_t H = n.hidden, M = n.memory, D = n.neurons;
+// Calls weight(packed offset, layer, offset in w1 or w2) for every vector of weights of a block, and
+// bias(packed offset, layer, offset in b1 or b2, distance of two lanes there) for every vector of biases.
+template <class T, class Weight, class Bias>
+CTM_INLINE void for_each_vector(const NlmSizes& n, const Block& block, const Weight& weight, const Bias& bias) {
+  constexpr int V = lanes<T>;
+  const int64_t H = n.hidden, M = n.memory, D = n.neurons, second = layer1_vectors(n) * V;
   for (int64_t h = 0; h < H; ++h)
-    for (int64_t m = 0; m <= M; ++m)
-      for (int64_t half = 0; half < 2; ++half)
-        for (int l = 0; l < block.width; ++l) {
-          const int64_t at = ((h * (M + 1) + m) * 2 + half) * lanes<T> + l;
-          const int64_t d = block.first + l, out = half * H + h;
-          visit(at, 1, m == M, m == M ? d * 2 * H + out : (m * 2 * H + out) * D + d);
-        }
-  if (!n.deep) return;
-  for (int64_t h = 0; h <= H; ++h)
-    for (int64_t half = 0; half < 2; ++half)
-      for (int l = 0; l < block.width; ++l) {
-        const int64_t at = layer1_vectors(n) * lanes<T> + (h * 2 + half) * lanes<T> + l;
-        const int64_t d = block.first + l;
-        visit(at, 2, h == H, h == H ? d * 2 + half : (h * 2 + half) * D + d);
-      }
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t at = (h * (M + 1) * 2 + half) * V, out = half * H + h;
+      for (int64_t m = 0; m < M; ++m) weight(at + m * 2 * V, 0, (m * 2 * H + out) * D + block.first);
+      bias(at + M * 2 * V, 0, block.first * 2 * H + out, 2 * H);
+    }
+  for (int64_t half = 0; n.deep && half < 2; ++half) {
+    for (int64_t h = 0; h < H; ++h) weight(second + (h * 2 + half) * V, 1, (h * 2 + half) * D + block.first);
+    bias(second + (H * 2 + half) * V, 1, block.first * 2 + half, 2);
+  }
 }
 
 template <class T>
 void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, const T* b2, T t2, T* packed,
                 int threads) {
+  const T *w[2] = {w1, w2}, *b[2] = {b1, b2}, t[2] = {t1, t2};
   parallel_for(threads, block_count<T>(n), [&](int64_t index) {
     T* out = packed + index * block_elements<T>(n);
     const Block block = block_at<T>(n, index);
-    if (block.width < lanes<T>) std::memset(out, 0, sizeof(T) * block_elements<T>(n));
-    for_each_weight<T>(n, block, [&](int64_t at, int layer, bool bias, int64_t from) {
-      out[at] = layer == 1 ? (bias ? b1 : w1)[from] / t1 : (bias ? b2 : w2)[from] / t2;
-    });
+    for_each_vector<T>(
+        n, block,
+        [&](int64_t at, int layer, int64_t from) {
+          store(out + at, load_part(w[layer] + from, block.width) / t[layer]);
+        },
+        [&](int64_t at, int layer, int64_t from, int64_t step) {
+          for (int l = 0; l < lanes<T>; ++l)
+            out[at + l] = l < block.width ? b[layer][from + l * step] / t[layer] : T(0);
+        });
   });
 }
 
@@ -100,14 +102,27 @@ template <class T>
 void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad, T* w2,
                   T* b2, T* t2_grad, int threads) {
   const int64_t blocks = block_count<T>(n);
+  T *w[2] = {w1, w2}, *b[2] = {b1, b2};
+  const T t[2] = {t1, t2};
   double* partial = static_cast<double*>(std::calloc(2 * blocks + 1, sizeof(double)));
   parallel_for(threads, blocks, [&](int64_t index) {
+    const Block block = block_at<T>(n, index);
     const int64_t base = index * block_elements<T>(n);
-    for_each_weight<T>(n, block_at<T>(n, index), [&](int64_t at, int layer, bool bias, int64_t to) {
-      const T g = grad[base + at];
-      partial[2 * index + layer - 1] -= static_cast<double>(g) * packed[base + at];
-      (layer == 1 ? (bias ? b1 : w1) : (bias ? b2 : w2))[to] = g / (layer == 1 ? t1 : t2);
-    });
+    const auto add = [&](int64_t at, int layer, Vec<T> g) {
+      partial[2 * index + layer] -= static_cast<double>(sum_lanes<T>(g * load(packed + base + at)));
+    };
+    for_each_vector<T>(
+        n, block,
+        [&](int64_t at, int layer, int64_t to) {
+          const Vec<T> g = load(grad + base + at);
+          add(at, layer, g);
+          store_part(w[layer] + to, g / t[layer], block.width);
+        },
+        [&](int64_t at, int layer, int64_t to, int64_t step) {
+          const Vec<T> g = load(grad + base + at);
+          add(at, layer, g);
+          for (int l = 0; l < block.width; ++l) b[layer][to + l * step] = g[l] / t[layer];
+        });
   });
   double sum[2] = {0.0, 0.0};
   for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2] += partial[i];

@@ -5,13 +5,36 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("reference", "native", "triton")
+OPS = ("nlm", "sync")
+NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
-_selected: ContextVar[str | None] = ContextVar("ctm_fast_backend", default=None)
+
+class _Selection(threading.local):
+    name: str | None = None
+
+
+_selection = _Selection()
+
+
+class Row(NamedTuple):
+    """One line of :func:`table`: whether ``backend`` can run ``op`` on ``device``, and the reason if not."""
+
+    op: str
+    device: str
+    backend: str
+    runs: bool
+    reason: str
 
 
 def check_name(backend: str | None, where: str = "use_backend") -> None:
@@ -21,19 +44,85 @@ def check_name(backend: str | None, where: str = "use_backend") -> None:
 
 
 def selected() -> str | None:
-    """The backend named by the innermost :func:`use_backend`, or None."""
-    return _selected.get()
+    """The backend named by the innermost :func:`use_backend` of this thread, or None."""
+    return _selection.name
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Run every op and model of the block on one backend: ``"reference"``, ``"native"`` or ``"triton"``.
 
-    Raises ``ValueError`` for an unknown name. An op that the named backend cannot run raises when it is called.
+    The choice holds for this thread. Raises ``ValueError`` for an unknown name; an op that the named backend
+    cannot run raises when it is called.
     """
     check_name(name)
-    token = _selected.set(name)
+    before = _selection.name
+    _selection.name = name
     try:
         yield
     finally:
-        _selected.reset(token)
+        _selection.name = before
+
+
+def native_reason() -> str | None:
+    """Why the native CPU kernels cannot be used, or None if they can."""
+    try:
+        importlib.import_module("ctm_fast._C")
+    except ImportError as error:
+        return f"the extension ctm_fast._C cannot be imported ({error}); reinstall with: pip install ctm_fast"
+    return None
+
+
+_NATIVE_REASON = native_reason()
+
+
+def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str | None:
+    """Why ``backend`` cannot run ``op`` on this device type and dtype; None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return f"{op} has no Triton kernel in this version"
+    if device != "cpu":
+        return f"the native kernels of {op} run on the CPU only in this version"
+    if dtype not in NATIVE_DTYPES:
+        return f"the native kernels of {op} take {', '.join(NATIVE_DTYPES)}"
+    return _NATIVE_REASON
+
+
+def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
+    """The backend that runs ``op`` on a tensor like this one.
+
+    ``backend`` None takes :func:`selected`, then the best that can run. A named one raises ``ValueError`` if
+    unknown and ``RuntimeError`` with the reason if it cannot run.
+    """
+    check_name(backend, op)
+    name = backend or _selection.name
+    device, dtype = tensor.device.type, str(tensor.dtype).removeprefix("torch.")
+    if name is None:
+        return "native" if why_not(op, "native", device, dtype) is None else "reference"
+    reason = why_not(op, name, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"{op}: backend {name!r} cannot run here: {reason}")
+    return name
+
+
+def table() -> list[Row]:
+    """Every op on every device with every backend, as ``python -m ctm_fast`` prints it."""
+    rows = []
+    for op in OPS:
+        for device in ("cpu", "cuda"):
+            for backend in BACKENDS:
+                reason = _device_reason(device) or why_not(op, backend, device)
+                rows.append(Row(op, device, backend, reason is None, reason or ""))
+    return rows
+
+
+def _device_reason(device: str) -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+    return None

@@ -1,0 +1,45 @@
+"""What every call of the native kernels needs: dtype codes, thread count, dropout arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from ctm_fast import _C
+except ImportError:
+    _C = None  # type: ignore[assignment]  # ctm_fast.backend says why, and no native op is chosen
+
+CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+NO_DROPOUT = (0.0, 0, 0)
+
+Drop = tuple[float, int, int]
+
+
+def kernels() -> Any:
+    """The extension module; only called where the native backend was chosen."""
+    return _C
+
+
+def threads() -> int:
+    """Threads of a native call: as many as torch uses."""
+    return torch.get_num_threads()
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which activations of ``dtype`` are accumulated."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def drop_args(p: float, seed: Tensor | None, first_row: int = 0) -> Drop:
+    """(probability, 64-bit seed, index of row 0) as the kernels take it."""
+    if p == 0.0 or seed is None:
+        return NO_DROPOUT
+    return (p, int(seed.item()) & 0xFFFFFFFFFFFFFFFF, first_row)
+
+
+def draw_seed() -> Tensor:
+    """A seed for counter-based dropout from torch's default generator: int64, shape (1,)."""
+    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64)

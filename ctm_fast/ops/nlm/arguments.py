@@ -1,0 +1,64 @@
+"""Argument checks shared by ``nlm`` and its loop form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctm_fast.ops import checks
+from ctm_fast.ops.native import draw_seed
+
+Weights = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def check_weights(
+    op: str, w1: object, b1: object, t1: object, w2: object, b2: object, t2: object
+) -> Weights:
+    """The weights of both layers with consistent shapes, dtype and device, or TypeError/ValueError."""
+    first = [checks.floating(op, name, x) for name, x in (("w1", w1), ("b1", b1), ("t1", t1))]
+    checks.rank(op, "w1", first[0], "M, 2H, D")
+    memory, outputs, neurons = first[0].shape
+    if outputs % 2 or outputs == 0:
+        raise ValueError(f"{op}: w1 must have an even, positive number of outputs (M, 2H, D), got {(memory, outputs, neurons)}")
+    deep = [x is not None for x in (w2, b2, t2)]
+    if any(deep) != all(deep):
+        raise ValueError(f"{op}: w2, b2, t2 must be given together or not at all")
+    if not any(deep) and outputs != 2:
+        raise ValueError(f"{op}: w1 must have 2 outputs where there is no second layer, got {outputs}")
+    second = [checks.floating(op, name, x) for name, x in (("w2", w2), ("b2", b2), ("t2", t2))] if all(deep) else []
+    expected = [(memory, outputs, neurons), (1, neurons, outputs), (1,), (outputs // 2, 2, neurons), (1, neurons, 2), (1,)]
+    letters = ["M, 2H, D", "1, D, 2H", "1", "H, 2, D", "1, D, 2", "1"]
+    names = ["w1", "b1", "t1", "w2", "b2", "t2"]
+    for name, value, size, text in zip(names, first + second, expected, letters, strict=False):
+        checks.shape(op, name, value, size, text)
+        checks.like(op, name, value, "w1", first[0], (first[0].dtype,))
+    w2_, b2_, t2_ = second or (None, None, None)
+    return (first[0], first[1], first[2], w2_, b2_, t2_)
+
+
+def check(op: str, history: object, *weights: object) -> Weights:
+    """The weights, checked by themselves and against ``history`` (B, D, M)."""
+    x = checks.floating(op, "history", history)
+    checks.rank(op, "history", x, "B, D, M")
+    checked = check_weights(op, *weights)
+    memory, _, neurons = checked[0].shape
+    checks.shape(op, "history", x, (x.shape[0], neurons, memory), "B, D, M")
+    checks.like(op, "w1", checked[0], "history", x, checks.compute_dtypes(x.dtype))
+    return checked
+
+
+def check_dropout(p: float) -> None:
+    """Raise ``ValueError`` unless 0 <= p < 1."""
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"nlm: dropout must be in [0, 1), got {p}")
+
+
+def as_seed(seed: int | Tensor | None) -> Tensor:
+    """An int64 tensor of shape (1,) from what the caller gave."""
+    if seed is None:
+        return draw_seed()
+    if isinstance(seed, int):
+        return torch.tensor([seed], dtype=torch.int64)
+    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError("nlm: seed must be an int or an int64 tensor with one element")
+    return seed

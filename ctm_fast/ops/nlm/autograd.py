@@ -1,0 +1,157 @@
+"""Registration of the native ``nlm`` with torch: schemas, fake kernels, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm_fast.ops.grad import refuse_double_backward
+from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, compute_dtype, drop_args, kernels, threads
+
+_WEIGHTS = "Tensor w1, Tensor b1, Tensor t1, Tensor? w2, Tensor? b2, Tensor? t2"
+_LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
+_LIBRARY.define(f"nlm_forward(Tensor history, {_WEIGHTS}, float dropout, Tensor? seed) -> Tensor")
+_LIBRARY.define(
+    f"nlm_backward(Tensor grad, Tensor history, {_WEIGHTS}, float dropout, Tensor? seed, bool want_history, "
+    "bool want_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
+
+
+def shape_of(rows: int, w1: Tensor, w2: Tensor | None) -> Shape:
+    """The kernels' size tuple."""
+    memory, outputs, neurons = w1.shape
+    return (rows, neurons, memory, outputs // 2, w2 is not None)
+
+
+def pack(w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None) -> Tensor:
+    """Weights in the kernels' blocked layout, divided by t1 and t2: one flat tensor of the compute dtype."""
+    dtype = compute_dtype(w1.dtype)
+    shape = shape_of(0, w1, w2)
+    packed = torch.empty(kernels().nlm_packed_size(CODES[dtype], shape), dtype=dtype)
+    layer1 = [w1.to(dtype).contiguous(), b1.to(dtype).contiguous()]
+    layer2 = [x.to(dtype).contiguous() for x in (w2, b2) if x is not None]
+    address = [x.data_ptr() for x in layer2] or [0, 0]
+    scale2 = t2.item() if t2 is not None else 1.0
+    kernels().nlm_pack(
+        CODES[dtype], shape, layer1[0].data_ptr(), layer1[1].data_ptr(), t1.item(), *address, scale2,
+        packed.data_ptr(), threads(),
+    )  # fmt: skip
+    return packed
+
+
+def unpack(
+    packed: Tensor, grad: Tensor, w1: Tensor, t1: Tensor, w2: Tensor | None, t2: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of (w1, b1, t1, w2, b2, t2) from the gradient of ``packed``; the last three are empty if linear."""
+    memory, outputs, neurons = w1.shape
+    new = packed.new_empty
+    first = (new(w1.shape), new(1, neurons, outputs), new(1))
+    second = (new(w2.shape), new(1, neurons, 2), new(1)) if w2 is not None else (new(0), new(0), new(0))
+    kernels().nlm_unpack(
+        CODES[packed.dtype], shape_of(0, w1, w2), packed.data_ptr(), grad.data_ptr(), t1.item(),
+        t2.item() if t2 is not None else 1.0, *(x.data_ptr() for x in first + second), threads(),
+    )  # fmt: skip
+    return first + second
+
+
+def run_forward(shape: Shape, drop: Drop, packed: Tensor, x: Tensor, strides: tuple[int, ...], z: Tensor) -> None:
+    """Native forward of ``shape[0]`` rows of ``x`` (row, neuron, memory strides) into ``z`` (rows, D)."""
+    kernels().nlm_forward(
+        CODES[x.dtype], shape, drop, packed.data_ptr(), x.data_ptr(), strides, z.data_ptr(), z.stride(0), threads()
+    )
+
+
+def run_backward(
+    shape: Shape,
+    drop: Drop,
+    packed: Tensor,
+    x: Tensor,
+    strides: tuple[int, ...],
+    dz: Tensor,
+    dx: Tensor | None,
+    dx_strides: tuple[int, ...],
+    dpacked: Tensor | None,
+) -> None:
+    """Native backward: adds to ``dx`` (at ``dx_strides``) and to ``dpacked`` where they are given."""
+    kernels().nlm_backward(
+        CODES[x.dtype], shape, drop, packed.data_ptr(), x.data_ptr(), strides, dz.data_ptr(), dz.stride(0),
+        dx.data_ptr() if dx is not None else 0, dx_strides, dpacked.data_ptr() if dpacked is not None else 0,
+        threads(),
+    )  # fmt: skip
+
+
+def _forward(
+    history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None,
+    dropout: float, seed: Tensor | None,
+) -> Tensor:  # fmt: skip
+    z = history.new_empty(history.shape[:2])
+    packed = pack(w1, b1, t1, w2, b2, t2)
+    shape = shape_of(history.shape[0], w1, w2)
+    run_forward(shape, drop_args(dropout, seed), packed, history, history.stride(), z)
+    return z
+
+
+def _backward(
+    grad: Tensor, history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
+    t2: Tensor | None, dropout: float, seed: Tensor | None, want_history: bool, want_weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    packed = pack(w1, b1, t1, w2, b2, t2)
+    dx = torch.zeros(history.shape, dtype=packed.dtype) if want_history else None
+    dpacked = torch.zeros_like(packed) if want_weights else None
+    shape = shape_of(history.shape[0], w1, w2)
+    dz = grad.to(packed.dtype).contiguous()
+    run_backward(
+        shape, drop_args(dropout, seed), packed, history, history.stride(), dz, dx,
+        dx.stride() if dx is not None else (0, 0, 0), dpacked,
+    )  # fmt: skip
+    none = packed.new_empty(0)
+    weights = unpack(packed, dpacked, w1, t1, w2, t2) if dpacked is not None else (none,) * 6
+    return (dx.to(history.dtype) if dx is not None else history.new_empty(0), *(g.to(w1.dtype) for g in weights))
+
+
+def _fake_forward(history: Tensor, *_: Any) -> Tensor:
+    return history.new_empty(history.shape[:2])
+
+
+def _fake_backward(
+    grad: Tensor, history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
+    t2: Tensor | None, dropout: float, seed: Tensor | None, want_history: bool, want_weights: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    def like(x: Tensor | None, wanted: bool) -> Tensor:
+        return w1.new_empty(x.shape if x is not None and wanted else 0)
+
+    dx = history.new_empty(history.shape if want_history else 0)
+    return (dx, *(like(x, want_weights) for x in (w1, b1, t1, w2, b2, t2)))
+
+
+_LIBRARY.impl("nlm_forward", _forward, "CPU")
+_LIBRARY.impl("nlm_backward", _backward, "CPU")
+torch.library.register_fake("ctm_fast::nlm_forward", _fake_forward)
+torch.library.register_fake("ctm_fast::nlm_backward", _fake_backward)
+
+
+class Nlm(torch.autograd.Function):
+    """Saves the inputs alone; the backward computes the hidden layer again."""
+
+    @staticmethod
+    def forward(ctx: Any, history: Tensor, *rest: Any) -> Tensor:
+        ctx.save_for_backward(history, *rest[:6], rest[7])
+        ctx.dropout = rest[6]
+        return torch.ops.ctm_fast.nlm_forward(history, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_double_backward("nlm")
+        *tensors, seed = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        grads = torch.ops.ctm_fast.nlm_backward(grad, *tensors, ctx.dropout, seed, need[0], any(need[1:7]))
+        return (*(g if n else None for g, n in zip(grads, need[:7], strict=True)), None, None)
+
+
+def native(history: Tensor, *weights: Tensor | None, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
+    """The public op on the native backend."""
+    return Nlm.apply(history, *weights, dropout, seed)

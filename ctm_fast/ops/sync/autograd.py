@@ -1,0 +1,119 @@
+"""Registration of the native ``sync`` with torch: schemas, fake kernels, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm_fast.ops.grad import refuse_double_backward
+from ctm_fast.ops.native import CODES, kernels, threads
+from ctm_fast.ops.sync.reference import check_indices
+
+_ARGUMENTS = "Tensor z, Tensor left, Tensor right, Tensor decay, Tensor alpha, Tensor beta, bool last"
+_LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
+_LIBRARY.define(f"sync_forward({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"sync_backward(Tensor ds, Tensor dalpha, Tensor dbeta, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def pairs(z: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices as the kernels take them, int32, checked against D: a bad index never reaches native code."""
+    check_indices(left, "left", z.shape[2])
+    check_indices(right, "right", z.shape[2])
+    return left.to(torch.int32).contiguous(), right.to(torch.int32).contiguous()
+
+
+def rows(z: Tensor) -> Tensor:
+    """``z`` with its neurons innermost."""
+    return z if z.stride(2) == 1 or z.shape[2] <= 1 else z.contiguous()
+
+
+def roots(n: tuple[int, ...], r: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / sqrt(beta_t) (T, P) and beta after the last tick (P)."""
+    root, after = r.new_empty(n[0], n[3]), torch.empty_like(r)
+    kernels().sync_roots(CODES[r.dtype], n, r.data_ptr(), beta.data_ptr(), after.data_ptr(), root.data_ptr())
+    return root, after
+
+
+def _forward(
+    z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    left, right = pairs(z, left, right)
+    z, r, beta = rows(z), torch.exp(-decay).contiguous(), beta.contiguous()
+    n = (*z.shape, r.shape[0], last)
+    root, after = roots(n, r, beta)
+    state = alpha.clone(memory_format=torch.contiguous_format)
+    s = z.new_empty(n[1:2] + n[3:4] if last else (n[0], n[1], n[3]))
+    kernels().sync_forward(
+        CODES[z.dtype], n, z.data_ptr(), z.stride()[:2], left.data_ptr(), right.data_ptr(), r.data_ptr(),
+        root.data_ptr(), state.data_ptr(), s.data_ptr(), threads(),
+    )  # fmt: skip
+    return s, state, after
+
+
+def _backward(
+    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor,
+    beta: Tensor, last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    left, right = pairs(z, left, right)
+    z, r, alpha, beta, ds = rows(z), torch.exp(-decay).contiguous(), alpha.contiguous(), beta.contiguous(), ds.contiguous()
+    n = (*z.shape, r.shape[0], last)
+    root, _ = roots(n, r, beta)
+    galpha = dalpha.clone(memory_format=torch.contiguous_format)
+    gbeta = dbeta.clone(memory_format=torch.contiguous_format)
+    dz, dr = torch.zeros(z.shape, dtype=z.dtype), torch.empty_like(r)
+    kernels().sync_backward(
+        CODES[z.dtype], n, z.data_ptr(), z.stride()[:2], left.data_ptr(), right.data_ptr(), r.data_ptr(),
+        root.data_ptr(), alpha.data_ptr(), beta.data_ptr(), ds.data_ptr(), galpha.data_ptr(), dz.data_ptr(),
+        dz.stride()[:2], dr.data_ptr(), gbeta.data_ptr(), threads(),
+    )  # fmt: skip
+    return dz, -r * dr, galpha, gbeta
+
+
+def _fake_forward(
+    z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    ticks, batch, _ = z.shape
+    s = z.new_empty((batch, decay.shape[0]) if last else (ticks, batch, decay.shape[0]))
+    return s, z.new_empty(batch, decay.shape[0]), z.new_empty(decay.shape[0])
+
+
+def _fake_backward(
+    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor,
+    beta: Tensor, last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return tuple(z.new_empty(x.shape) for x in (z, decay, alpha, beta))  # type: ignore[return-value]
+
+
+_LIBRARY.impl("sync_forward", _forward, "CPU")
+_LIBRARY.impl("sync_backward", _backward, "CPU")
+torch.library.register_fake("ctm_fast::sync_forward", _fake_forward)
+torch.library.register_fake("ctm_fast::sync_backward", _fake_backward)
+
+
+class Sync(torch.autograd.Function):
+    """Saves the inputs alone; the backward runs the recurrence again."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, *rest: Any) -> Any:
+        ctx.save_for_backward(z, left, right, decay, *rest[:2])
+        ctx.last = rest[2]
+        return torch.ops.ctm_fast.sync_forward(z, left, right, decay, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_double_backward("sync")
+        dz, ddecay, dalpha, dbeta = torch.ops.ctm_fast.sync_backward(*grads, *ctx.saved_tensors, ctx.last)
+        found = (dz, None, None, ddecay, dalpha, dbeta)
+        need = ctx.needs_input_grad
+        return (*(g if n else None for g, n in zip(found, need[:6], strict=True)), None)
+
+
+def native(
+    z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The public op on the native backend."""
+    return Sync.apply(z, left, right, decay, alpha, beta, last)
