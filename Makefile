@@ -1,0 +1,70 @@
+# make demo | test | test-slow | bench | gpu-check | lint | clean
+#
+#   PYTHON=python3.12     the interpreter to make .venv with (found by itself otherwise; 3.11 or newer)
+#   VENV=/some/where      another place for it
+#   CONSTRAINTS=file      versions to install (constraints.txt pins torch); CONSTRAINTS= for none
+#   CTM_FAST_CUDA=on      build the CUDA module too (auto where a GPU is visible; on needs nvcc)
+#
+# pip's own settings hold. A machine without a GPU saves gigabytes by PyTorch's CPU wheels:
+#   PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> make demo
+
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+	$$p -c '$(SUITABLE)' >/dev/null 2>&1 && echo $$p && break; done)
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# What an installed package is made of: a change rebuilds it.
+SOURCES := $(shell find csrc -type f) $(wildcard CMakeLists.txt pyproject.toml README.md $(CONSTRAINTS))
+
+.PHONY: demo test test-slow bench gpu-check lint clean
+
+demo: $(VENV)/demo
+	$(PY) -m ctm_fast
+	$(PY) -m bench --quick
+	$(PY) -m tasks.parity train --preset quick
+
+test: $(VENV)/dev
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/dev
+	$(PY) -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/demo
+	$(PY) -m bench $(ARGS)
+
+lint: $(VENV)/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+
+# Uses the interpreter that is there, with its own CUDA build of torch, rather than a new .venv.
+gpu-check:
+	@command -v nvcc >/dev/null || { echo "gpu-check: nvcc is not on PATH"; exit 2; }
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "gpu-check: $(PYTHON) must have a torch that sees a GPU"; exit 2; }
+	CTM_FAST_CUDA=on $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
+	$(PYTHON) -m ctm_fast
+	$(PYTHON) -m pytest -m needs_cuda $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer with venv found; name one with PYTHON=..."; exit 2; }
+	@$(PYTHON) -c '$(SUITABLE)' || { echo "make: PYTHON=$(PYTHON) must be Python 3.11 or newer with venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that tasks/ and bench/, which are not in the wheel, run against the same package.
+$(VENV)/demo: $(VENV)/bin/python $(SOURCES)
+	$(INSTALL) -e '.[tasks,bench]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/bin/python $(SOURCES)
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/demo

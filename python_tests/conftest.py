@@ -1,0 +1,123 @@
+"""Shared by every test: seeds, NaN poisoning, markers, SIMD levels, the sanitized core."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Triton reads this when a kernel's module is imported, so it is set before anything else.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import importlib.util
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+MISSING_DATA = "missing data"
+
+
+def _use_core(path: str) -> None:
+    """Import the extension at `path` as ctm_fast._C: .ci/run tests the sanitized build of the core so."""
+    spec = importlib.util.spec_from_file_location("ctm_fast._C", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"CTM_FAST_TEST_CORE must name an extension module, got {path!r}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ctm_fast._C"] = module
+    spec.loader.exec_module(module)
+
+
+if "CTM_FAST_TEST_CORE" in os.environ:
+    _use_core(os.environ["CTM_FAST_TEST_CORE"])
+
+from ctm_fast import _C  # noqa: E402 (after the choice of core)
+
+
+def pytest_report_header() -> str:
+    return f"ctm_fast core: {_C.__file__}, SIMD levels {', '.join(_C.simd_levels())}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "simd_level" in metafunc.fixturenames:
+        metafunc.parametrize("simd_level", _C.simd_levels(), indirect=True)
+
+
+@pytest.fixture
+def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per SIMD level that this processor has."""
+    before = _C.simd_level()
+    _C.set_simd_level(request.param)
+    yield request.param
+    _C.set_simd_level(before)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The data folder CTM_FAST_DATA; skips where it is not set."""
+    folder = os.environ.get("CTM_FAST_DATA")
+    if not folder:
+        pytest.skip(f"{MISSING_DATA}: CTM_FAST_DATA is not set")
+    return Path(folder)
+
+
+def _cuda_reason() -> str:
+    """Why tests marked needs_cuda cannot run; empty where they can."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if importlib.util.find_spec("ctm_fast._cuda") is None:
+        return "ctm_fast was built without CUDA"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_cuda") and (reason := _cuda_reason()):
+        pytest.skip(f"needs_cuda: {reason}")
+    for marker in item.iter_markers("needs_data"):
+        folder = Path(os.environ.get("CTM_FAST_DATA", "")) / marker.args[0]
+        if "CTM_FAST_DATA" not in os.environ or not folder.is_dir():
+            pytest.skip(f"{MISSING_DATA}: {folder}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """With CTM_FAST_DATA set, a test that skips because data are missing fails instead."""
+    report: pytest.TestReport = yield
+    if report.skipped and "CTM_FAST_DATA" in os.environ and MISSING_DATA in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: CTM_FAST_DATA is set, yet {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+def _poisoned(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`real`, but memory that the package asks for without writing it reads as NaN, so that a gap shows."""
+
+    def allocate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        out = real(*args, **kwargs)
+        if torch.compiler.is_compiling() or type(out) is not torch.Tensor or not out.is_floating_point():
+            return out
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("ctm_fast"):
+            with torch.no_grad():
+                out.fill_(float("nan"))
+        return out
+
+    return allocate
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
