@@ -1,6 +1,25 @@
-"""Continuous Thought Machines and their baselines, with the constructors and state-dict keys of the published models."""
+"""Continuous Thought Machines and their baselines, with the published constructors and state-dict keys."""
 
+from ctm_fast.models.agent import Agent
+from ctm_fast.models.checks import ArgumentError
 from ctm_fast.models.ctm import ContinuousThoughtMachine
+from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
+from ctm_fast.models.ctm_rl import ContinuousThoughtMachineRL
 from ctm_fast.models.ctm_sort import ContinuousThoughtMachineSORT
+from ctm_fast.models.ff import FFBaseline
+from ctm_fast.models.lstm import LSTMBaseline
+from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
+from ctm_fast.models.lstm_rl import LSTMBaselineRL
 
-__all__ = ["ContinuousThoughtMachine", "ContinuousThoughtMachineSORT"]
+__all__ = [
+    "Agent",
+    "ArgumentError",
+    "ContinuousThoughtMachine",
+    "ContinuousThoughtMachineQAMNIST",
+    "ContinuousThoughtMachineRL",
+    "ContinuousThoughtMachineSORT",
+    "FFBaseline",
+    "LSTMBaseline",
+    "LSTMBaselineQAMNIST",
+    "LSTMBaselineRL",
+]

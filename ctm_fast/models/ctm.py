@@ -12,21 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctm_fast.models.checks import require
+from ctm_fast.models.checks import require_positive
 from ctm_fast.models.dispatch import run_forward
 from ctm_fast.models.features import AttendedFeatures, uniform_parameter, verify_features
+from ctm_fast.models.synchronised import Synchronised
 from ctm_fast.models.tracking import TickRecord
 from ctm_fast.nn.certainty import certainty
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.nn.synapses import SynapseUNET, single_layer_synapses
-from ctm_fast.nn.sync import clamp_decay_, decayed_update, pair_indices, pair_products
-from ctm_fast.nn.sync import representation_size, select_neurons
-
-NEURON_SELECT_TYPES = ("first-last", "random", "random-pairing")
 
 
-class ContinuousThoughtMachine(AttendedFeatures):
-    """Neurons with private models of their own history, read out through the synchronisation of pairs of them.
+class ContinuousThoughtMachine(AttendedFeatures, Synchronised):
+    """Neurons with private models of their own history, read out through the synchronisation of pairs.
 
     Args:
         iterations: ticks T; may be changed afterwards.
@@ -47,7 +44,7 @@ class ContinuousThoughtMachine(AttendedFeatures):
         dropout_nlm: in the neuron-level models; None means ``dropout``.
         neuron_select_type: "first-last", "random" or "random-pairing".
         n_random_pairing_self: neurons of "random-pairing" paired with themselves.
-        energy_head_enabled: add a two-layer head that gives an energy per tick from the output synchronisation.
+        energy_head_enabled: add a two-layer head: an energy per tick from the output synchronisation.
         energy_hidden_dim: its hidden width.
 
     Raises:
@@ -81,6 +78,8 @@ class ContinuousThoughtMachine(AttendedFeatures):
         energy_hidden_dim: int = 64,
     ) -> None:
         super().__init__()
+        require_positive(iterations=iterations, d_model=d_model, d_input=d_input, n_synch_out=n_synch_out)
+        require_positive(synapse_depth=synapse_depth, memory_length=memory_length)
         self.iterations, self.d_model, self.d_input, self.out_dims = iterations, d_model, d_input, out_dims
         self.memory_length, self.prediction_reshaper = memory_length, list(prediction_reshaper)
         self.n_synch_out, self.n_synch_action = n_synch_out, n_synch_action
@@ -96,33 +95,16 @@ class ContinuousThoughtMachine(AttendedFeatures):
         )
         self.start_activated_state = uniform_parameter(d_model)
         self.start_trace = uniform_parameter(d_model, memory_length)
-        self._build_synchronisation(n_random_pairing_self)
+        self.build_synchronisation(n_random_pairing_self)
         self.output_projector = nn.Sequential(nn.LazyLinear(out_dims))
         self.energy_head = _energy_head(energy_hidden_dim) if energy_head_enabled else None
-
-    def _build_synchronisation(self, n_random_pairing_self: int) -> None:
-        self.neuron_select_type_out, self.neuron_select_type_action = self.get_neuron_select_type()
-        self.synch_representation_size_action = self.calculate_synch_representation_size(self.n_synch_action)
-        self.synch_representation_size_out = self.calculate_synch_representation_size(self.n_synch_out)
-        if self.synch_representation_size_action:
-            self.set_synchronisation_parameters("action", self.n_synch_action, n_random_pairing_self)
-        self.set_synchronisation_parameters("out", self.n_synch_out, n_random_pairing_self)
 
     # Construction: each piece may be overridden.
 
     def verify_args(self) -> None:
         """Raise ``ArgumentError`` for arguments that do not fit together."""
-        require(
-            self.neuron_select_type in NEURON_SELECT_TYPES,
-            f"neuron_select_type must be one of {NEURON_SELECT_TYPES}, got {self.neuron_select_type!r}",
-        )
+        self.verify_selection()
         verify_features(self.backbone_type, self.positional_embedding_type)
-        if self.neuron_select_type == "first-last":
-            chosen = self.n_synch_out + self.n_synch_action
-            require(
-                self.d_model >= chosen,
-                f"d_model must be at least n_synch_out + n_synch_action = {chosen} for first-last, got {self.d_model}",
-            )
 
     def get_synapses(self, synapse_depth: int, d_model: int, dropout: float) -> nn.Module:
         """The synapse model, (B, d + D) -> (B, D)."""
@@ -144,78 +126,11 @@ class ContinuousThoughtMachine(AttendedFeatures):
             d_model, memory_length, memory_hidden_dims, deep_nlms, do_layernorm_nlm, dropout
         )
 
-    def get_neuron_select_type(self) -> tuple[str, str | None]:
-        """Selections of the output and of the action synchronisation, see ``ctm_fast.nn.select_neurons``."""
-        if self.neuron_select_type == "first-last":
-            return "first", "last"
-        return self.neuron_select_type, self.neuron_select_type
-
-    def calculate_synch_representation_size(self, n_synch: int) -> int:
-        """Pairs that ``n_synch`` neurons give."""
-        return representation_size(
-            "first" if self.neuron_select_type == "first-last" else self.neuron_select_type, n_synch
-        )
-
-    def initialize_left_right_neurons(
-        self, synch_type: str, d_model: int, n_synch: int, n_random_pairing_self: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Draw the neurons of one synchronisation, int64 (n_synch,) each."""
-        return select_neurons(self._selection(synch_type), d_model, n_synch, n_random_pairing_self)
-
-    def set_synchronisation_parameters(
-        self, synch_type: str, n_synch: int, n_random_pairing_self: int = 0
-    ) -> None:
-        """Register the neurons and the decays of the synchronisation ``synch_type``, "action" or "out"."""
-        if self.neuron_select_type == "random-pairing":
-            require(
-                n_synch > n_random_pairing_self,
-                f"n_synch_{synch_type} must exceed n_random_pairing_self={n_random_pairing_self}, got {n_synch}",
-            )
-        left, right = self.initialize_left_right_neurons(
-            synch_type, self.d_model, n_synch, n_random_pairing_self
-        )
-        self.register_buffer(f"{synch_type}_neuron_indices_left", left)
-        self.register_buffer(f"{synch_type}_neuron_indices_right", right)
-        size = self.calculate_synch_representation_size(n_synch)
-        self.register_parameter(f"decay_params_{synch_type}", nn.Parameter(torch.zeros(size)))
-
     # The pieces of a tick.
-
-    def compute_synchronisation(
-        self,
-        activated_state: Tensor,
-        decay_alpha: Tensor | None,
-        decay_beta: Tensor | None,
-        r: Tensor,
-        synch_type: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Add one tick to a synchronisation (equations 5 to 9).
-
-        Args:
-            activated_state: post-activations (B, D).
-            decay_alpha, decay_beta: (B, S) of the tick before, None before the first.
-            r: decay factors (B, S).
-            synch_type: "action" or "out".
-
-        Returns:
-            Synchronisation, new alpha and new beta, (B, S) each.
-        """
-        left, right = self._neurons(synch_type)
-        pairs = pair_products(self._selection(synch_type), activated_state, left, right)
-        alpha, beta = decayed_update(pairs, decay_alpha, decay_beta, r)
-        return alpha / torch.sqrt(beta), alpha, beta
 
     def compute_certainty(self, current_prediction: Tensor) -> Tensor:
         """Normalised entropy and its complement: predictions (B, C) -> (B, 2)."""
         return certainty(current_prediction, self.prediction_reshaper)
-
-    def synchronisation_pairs(self, synch_type: str) -> tuple[Tensor, Tensor]:
-        """Flat neuron indices of every pair of "action" or "out", int64 (S,) each."""
-        return pair_indices(self._selection(synch_type), *self._neurons(synch_type))
-
-    def clamp_decays(self) -> None:
-        """Bring the decays into [0, 15] in place; the gradient still reaches a decay on a bound."""
-        clamp_decay_(self.decay_params_action, self.decay_params_out)
 
     def start_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """The learned pre-activation history (B, D, M) and post-activations (B, D)."""
@@ -240,26 +155,28 @@ class ContinuousThoughtMachine(AttendedFeatures):
         """Run all ticks on an input batch (B, ...).
 
         Returns:
-            Predictions (B, C, T) and certainties (B, 2, T), both float32, and the last output synchronisation (B, S);
-            with an energy head the energies (B, 1, T), float32, instead of the synchronisation.
-            With ``track``: predictions, certainties, (output (T, B, S) and action synchronisation), pre-activations
-            (T, B, D), post-activations (T, B, D) and attention weights (T, B, h, 1, L), the last four as numpy.
+            Predictions (B, C, T) and certainties (B, 2, T), both float32, and the last output synchronisation
+            (B, S); with an energy head the energies (B, 1, T), float32, instead of the synchronisation.
+            With ``track``: predictions, certainties, (output, action) synchronisation (T, B, S) each,
+            pre-activations (T, B, D), post-activations (T, B, D) and attention weights (T, B, h, 1, L), the
+            last four as numpy.
         """
         return run_forward("base", self, x, track)
 
     def published_forward(self, x: Tensor, track: bool = False) -> Any:
         """:meth:`forward` in plain PyTorch, tick by tick in the published order and at its published cost."""
         kv = self.compute_features(x)
-        state_trace, activated_state = self.start_state(x.shape[0])
+        batch = x.shape[0]
+        state_trace, activated_state = self.start_state(batch)
         predictions, certainties, energies = self._empty_outputs(x, self.iterations, torch.float32)
         self.clamp_decays()
-        r_action = torch.exp(-self.decay_params_action).unsqueeze(0).repeat(x.shape[0], 1)
-        r_out = torch.exp(-self.decay_params_out).unsqueeze(0).repeat(x.shape[0], 1)
+        r_action = repeated_decay_factors(self.decay_params_action, batch)
+        r_out = repeated_decay_factors(self.decay_params_out, batch)
         sync_out, alpha_out, beta_out = self.compute_synchronisation(
             activated_state, None, None, r_out, "out"
         )
         alpha_action = beta_action = None
-        record = TickRecord()
+        record = TickRecord(track)
         for tick in range(self.iterations):
             sync_action, alpha_action, beta_action = self.compute_synchronisation(
                 activated_state, alpha_action, beta_action, r_action, "action"
@@ -272,24 +189,16 @@ class ContinuousThoughtMachine(AttendedFeatures):
             self._emit(sync_out, predictions[..., tick], certainties[..., tick])
             if self.energy_head is not None:
                 energies[..., tick] = self.energy_head(sync_out)
-            if track:
-                record.add(pre=state_trace[:, :, -1], post=activated_state, attention=weights)
-                record.add(out=sync_out, action=sync_action)
+            record.add(pre=state_trace[:, :, -1], post=activated_state, attention=weights)
+            record.add(out=sync_out, action=sync_action)
         if track:
-            synchronisations = (record.array("out"), record.array("action"))
-            return (
-                predictions,
-                certainties,
-                synchronisations,
-                *map(record.array, ("pre", "post", "attention")),
-            )
+            synchronisations = record.arrays("out", "action")
+            return predictions, certainties, synchronisations, *record.arrays("pre", "post", "attention")
         return predictions, certainties, sync_out if self.energy_head is None else energies
 
     def _empty_outputs(self, x: Tensor, ticks: int, dtype: torch.dtype) -> list[Tensor]:
-        return [
-            torch.empty(x.shape[0], rows, ticks, device=x.device, dtype=dtype)
-            for rows in (self.out_dims, 2, 1)
-        ]
+        rows = (self.out_dims, 2, 1)
+        return [torch.empty(x.shape[0], row, ticks, device=x.device, dtype=dtype) for row in rows]
 
     def _emit(self, sync_out: Tensor, prediction: Tensor, certainty: Tensor) -> None:
         """Write one tick's prediction (B, C) and certainty (B, 2) into views of the output buffers."""
@@ -297,14 +206,10 @@ class ContinuousThoughtMachine(AttendedFeatures):
         prediction[...] = current
         certainty[...] = self.compute_certainty(current)
 
-    def _selection(self, synch_type: str) -> str:
-        require(synch_type in ("action", "out"), f"synch_type must be 'action' or 'out', got {synch_type!r}")
-        return getattr(self, f"neuron_select_type_{synch_type}")
 
-    def _neurons(self, synch_type: str) -> tuple[Tensor, Tensor]:
-        return getattr(self, f"{synch_type}_neuron_indices_left"), getattr(
-            self, f"{synch_type}_neuron_indices_right"
-        )
+def repeated_decay_factors(decay: Tensor, batch: int) -> Tensor:
+    """The published factors exp(-decay) (S,), repeated over the batch, (B, S)."""
+    return torch.exp(-decay).unsqueeze(0).repeat(batch, 1)
 
 
 def _energy_head(hidden: int) -> nn.Sequential:

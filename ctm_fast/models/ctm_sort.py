@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm_fast.models.ctm import ContinuousThoughtMachine
+from ctm_fast.models.ctm import ContinuousThoughtMachine, repeated_decay_factors
 from ctm_fast.models.dispatch import run_forward
 from ctm_fast.models.tracking import TickRecord
 from ctm_fast.nn.sync import MAX_DECAY
@@ -78,8 +78,9 @@ class ContinuousThoughtMachineSORT(ContinuousThoughtMachine):
 
         Returns:
             Predictions (B, C, T) and certainties (B, 2, T), both of the dtype of ``x``, and the last output
-            synchronisation (B, S). With ``track``: predictions, certainties, output synchronisation (T, B, S),
-            pre-activations (T, B, D), post-activations (T, B, D) and an empty array, the last four as numpy.
+            synchronisation (B, S). With ``track``: predictions, certainties, output synchronisation
+            (T, B, S), pre-activations (T, B, D), post-activations (T, B, D) and an empty array, the last
+            four as numpy.
         """
         return run_forward("sort", self, x, track)
 
@@ -87,19 +88,18 @@ class ContinuousThoughtMachineSORT(ContinuousThoughtMachine):
         """:meth:`forward` in plain PyTorch, tick by tick in the published order and at its published cost."""
         state_trace, activated_state = self.start_state(x.shape[0])
         predictions, certainties, _ = self._empty_outputs(x, self.iterations, x.dtype)
-        r_out = torch.exp(-self.clamped_decay()).unsqueeze(0).repeat(x.shape[0], 1)
+        r_out = repeated_decay_factors(self.clamped_decay(), x.shape[0])
         sync_out, alpha_out, beta_out = self.compute_synchronisation(
             activated_state, None, None, r_out, "out"
         )
-        record = TickRecord()
+        record = TickRecord(track)
         for tick in range(self.iterations):
             activated_state, state_trace = self.think(x, activated_state, state_trace)
             sync_out, alpha_out, beta_out = self.compute_synchronisation(
                 activated_state, alpha_out, beta_out, r_out, "out"
             )
             self._emit(sync_out, predictions[..., tick], certainties[..., tick])
-            if track:
-                record.add(out=sync_out, pre=state_trace[:, :, -1], post=activated_state)
+            record.add(out=sync_out, pre=state_trace[:, :, -1], post=activated_state)
         if track:
-            return predictions, certainties, *map(record.array, ("out", "pre", "post", "attention"))
+            return predictions, certainties, *record.arrays("out", "pre", "post", "attention")
         return predictions, certainties, sync_out

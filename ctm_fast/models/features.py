@@ -22,7 +22,7 @@ def verify_features(backbone_type: str, positional_embedding_type: str) -> None:
     require(backbone_type in BACKBONES, f"backbone_type must be one of {BACKBONES}, got {backbone_type!r}")
     require(
         positional_embedding_type in POSITIONAL_EMBEDDINGS,
-        f"positional_embedding_type must be one of {POSITIONAL_EMBEDDINGS}, got {positional_embedding_type!r}",
+        f"positional_embedding_type must be in {POSITIONAL_EMBEDDINGS}, got {positional_embedding_type!r}",
     )
     require(
         backbone_type != "none" or positional_embedding_type == "none",
@@ -31,9 +31,9 @@ def verify_features(backbone_type: str, positional_embedding_type: str) -> None:
     )
 
 
-def uniform_parameter(*shape: int) -> nn.Parameter:
-    """A parameter drawn uniformly from +-sqrt(1 / sum(shape)), the law of every learnable start state."""
-    bound = (1 / sum(shape)) ** 0.5
+def uniform_parameter(*shape: int, fan: int | None = None) -> nn.Parameter:
+    """A learnable start state, uniform in +-sqrt(1 / fan); ``fan`` is the sum of the shape unless given."""
+    bound = (1 / (fan or sum(shape))) ** 0.5
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
@@ -90,16 +90,17 @@ class AttendedFeatures(nn.Module):
         features = self.backbone(self.initial_rgb(x))
         self.kv_features = features.detach()
         tokens = (features + self.positional_embedding(features)).flatten(2).transpose(1, 2)
-        return self._part("kv_proj")(tokens)
+        kv: Tensor = self._part("kv_proj")(tokens)
+        return kv
 
     def attend(self, query: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """What the query (B, Q) reads from kv (B, L, d): (B, d), and the weights of each head (B, heads, 1, L)."""
+        """What a query (B, Q) reads from kv (B, L, d): (B, d), and each head's weights (B, heads, 1, L)."""
         q = self._part("q_proj")(query).unsqueeze(1)
         out, weights = self._part("attention")(q, kv, kv, average_attn_weights=False, need_weights=True)
         return out.squeeze(1), weights
 
     def _part(self, name: str) -> nn.Module:
-        part = getattr(self, name)
+        part: nn.Module | None = getattr(self, name)
         if part is None:
             raise ValueError(
                 f"{type(self).__name__}: {name} needs heads of at least 1, got a model with heads=0"

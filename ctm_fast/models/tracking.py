@@ -16,16 +16,18 @@ def to_numpy(x: Tensor) -> np.ndarray:
 
 
 class TickRecord:
-    """One list of arrays per named quantity, one array per tick."""
+    """One list of arrays per named quantity, one array per tick; records nothing unless ``enabled``."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
         self._ticks: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def add(self, **values: Tensor) -> None:
         """Append this tick's values."""
-        for name, value in values.items():
-            self._ticks[name].append(to_numpy(value))
+        if self.enabled:
+            for name, value in values.items():
+                self._ticks[name].append(to_numpy(value))
 
-    def array(self, name: str) -> np.ndarray:
-        """All ticks of ``name`` stacked on a new first dimension; empty, (0,), if it was never recorded."""
-        return np.array(self._ticks[name])
+    def arrays(self, *names: str) -> tuple[np.ndarray, ...]:
+        """Each name's ticks stacked on a new first dimension; empty, (0,), where nothing was recorded."""
+        return tuple(np.array(self._ticks[name]) for name in names)

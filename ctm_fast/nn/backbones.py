@@ -33,7 +33,8 @@ class ShallowWide(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        features: Tensor = self.layers(x)
+        return features
 
 
 class ParityBackbone(nn.Module):
@@ -44,11 +45,12 @@ class ParityBackbone(nn.Module):
         self.embedding = nn.Embedding(2, d_embedding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.embedding((x == 1).long()).transpose(1, 2)
+        tokens: Tensor = self.embedding((x == 1).long())
+        return tokens.transpose(1, 2)
 
 
 class MNISTBackbone(nn.Module):
-    """Two 3x3 convolutions, each with BatchNorm, ReLU and 2x2 max-pooling: (B, C, H, W) -> (B, d, H / 4, W / 4)."""
+    """Twice 3x3 convolution, BatchNorm, ReLU and 2x2 pooling: (B, C, H, W) -> (B, d, H / 4, W / 4)."""
 
     def __init__(self, d_input: int) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class MNISTBackbone(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        features: Tensor = self.layers(x)
+        return features
 
 
 def _gated(d_input: int, first: nn.Module | None = None) -> list[nn.Module]:
@@ -74,11 +77,12 @@ class ClassicControlBackbone(nn.Module):
         self.input_projector = nn.Sequential(nn.Flatten(), *_gated(d_input), *_gated(d_input))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.input_projector(x)
+        features: Tensor = self.input_projector(x)
+        return features
 
 
 class MiniGridBackbone(nn.Module):
-    """Embeddings of a MiniGrid view's object, colour, state and position: (B, G, G, 3) integers -> (B, G, G, d)."""
+    """A MiniGrid view's object, colour, state and position: (B, G, G, 3) integers -> (B, G, G, d)."""
 
     OBJECTS, COLOURS, STATES = 11, 6, 3
 
@@ -105,11 +109,12 @@ class MiniGridBackbone(nn.Module):
             self.state_embedding(states),
         ]
         position = self.position_embedding(self.position_ids).expand(x.shape[0], -1, -1, -1)
-        return self.project_to_d_projection(torch.cat((*embedded, position), dim=-1))
+        features: Tensor = self.project_to_d_projection(torch.cat((*embedded, position), dim=-1))
+        return features
 
 
 class IndexEmbeddings(nn.Module):
-    """Fixed sinusoidal table of digit positions: indices (B,) -> (B, d). Buffer ``embedding`` (max_length, d)."""
+    """Fixed sinusoidal table: indices (B,) -> (B, d). Buffer ``embedding`` (max_length, d)."""
 
     embedding: Tensor
 
@@ -136,7 +141,8 @@ class OperatorEmbeddings(nn.Module):
         self.embedding = nn.Embedding(num_operators, d_input)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.embedding(-x - 1)
+        embedded: Tensor = self.embedding(-x - 1)
+        return embedded
 
 
 def backbone_width(backbone_type: str, d_input: int) -> int | None:

@@ -24,13 +24,13 @@ def normalised_entropy(logits: Tensor) -> Tensor:
 
 
 def certainty(prediction: Tensor, prediction_reshaper: Sequence[int] = (-1,)) -> Tensor:
-    """One tick's certainty: logits (B, C), read as (B, *prediction_reshaper), -> (B, 2) = [entropy, 1 - entropy]."""
+    """One tick: logits (B, C), read as (B, *prediction_reshaper), -> (B, 2) = [entropy, 1 - entropy]."""
     entropy = normalised_entropy(prediction.reshape(prediction.shape[0], *prediction_reshaper))
     return torch.stack((entropy, 1 - entropy), dim=-1)
 
 
 def certainty_over_ticks(predictions: Tensor, prediction_reshaper: Sequence[int] = (-1,)) -> Tensor:
-    """All ticks' certainties at once: logits (B, C, T) -> (B, 2, T), equal to :func:`certainty` of each tick."""
+    """All ticks at once: logits (B, C, T) -> (B, 2, T), equal to :func:`certainty` of each tick."""
     batch, classes, ticks = predictions.shape
     flat = predictions.movedim(-1, 1).reshape(batch * ticks, classes)
     return certainty(flat, prediction_reshaper).view(batch, ticks, 2).movedim(1, -1)

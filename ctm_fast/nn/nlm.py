@@ -1,6 +1,6 @@
-"""Neuron-level models: one small private network per neuron over that neuron's history (arXiv 2505.05522, section 3.3).
+"""Neuron-level models: a private network per neuron over its own history (arXiv 2505.05522, section 3.3).
 
-Shape letters: B batch, N neurons, M memory length (``memory_length``), H hidden width (``memory_hidden_dims``).
+Shape letters: B batch, N neurons, M history (``memory_length``), H hidden width (``memory_hidden_dims``).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class SuperLinear(nn.Module):
         do_norm: normalise the inputs of each neuron with one LayerNorm shared by all neurons.
         dropout: probability of dropping an input, in [0, 1).
 
-    Parameters ``w1`` (in_dims, out_dims, N) start uniform in +-1/sqrt(in_dims + out_dims), ``b1`` (1, N, out_dims)
-    at zero, ``T`` (1,) at ``T``.
+    Parameters ``w1`` (in_dims, out_dims, N) start uniform in +-1/sqrt(in_dims + out_dims), ``b1``
+    (1, N, out_dims) at zero, ``T`` (1,) at ``T``.
     """
 
     def __init__(

@@ -1,12 +1,14 @@
 """Positional embeddings that are added to the backbone's features (arXiv 2505.05522, appendix).
 
-Each takes the features, (B, C, H, W) or (B, C, L), reads only their shape and device, and returns something that
-broadcasts against them.
+Each takes the features, (B, C, H, W) or (B, C, L), reads only their shape and device, and returns something
+that broadcasts against them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,8 @@ class LearnableFourierPositionalEncoding(nn.Module):
         y, x_ = torch.meshgrid(rows, columns, indexing="ij")
         angles = self.Wr(torch.stack((x_, y), dim=-1))
         features = torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1) / math.sqrt(self.FOURIER)
-        return self.mlp(features).permute(2, 0, 1).expand(batch, -1, -1, -1)
+        embedding: Tensor = self.mlp(features)
+        return embedding.permute(2, 0, 1).expand(batch, -1, -1, -1)
 
 
 class MultiLearnableFourierPositionalEncoding(nn.Module):
@@ -71,7 +74,7 @@ class MultiLearnableFourierPositionalEncoding(nn.Module):
 
 
 class CustomRotationalEmbedding(nn.Module):
-    """A learnable vector rotated by 0 ... 180 degrees along each axis; a cell gets both axes' vectors, projected.
+    """A learnable vector rotated by 0 ... 180 degrees along each axis; a cell gets both, projected.
 
     Height and width may differ; the published model handles square features only.
     """
@@ -89,7 +92,8 @@ class CustomRotationalEmbedding(nn.Module):
         columns = (
             (_rotations(width, self.start_vector) @ self.start_vector).unsqueeze(0).expand(height, -1, -1)
         )
-        return self.projection(torch.cat((rows, columns), dim=-1)).permute(2, 0, 1).unsqueeze(0)
+        embedding: Tensor = self.projection(torch.cat((rows, columns), dim=-1))
+        return embedding.permute(2, 0, 1).unsqueeze(0)
 
 
 class CustomRotationalEmbedding1D(nn.Module):
@@ -103,7 +107,8 @@ class CustomRotationalEmbedding1D(nn.Module):
         if x.dim() != 3:
             raise ValueError(f"custom-rotational-1d: features must be (B, C, L), got {tuple(x.shape)}")
         rotated = _rotations(x.shape[-1], self.projection.weight)[:, :, 1]
-        return self.projection(rotated).t().expand(x.shape[0], -1, -1)
+        embedding: Tensor = self.projection(rotated)
+        return embedding.t().expand(x.shape[0], -1, -1)
 
 
 def _rotations(count: int, like: Tensor) -> Tensor:
@@ -113,14 +118,14 @@ def _rotations(count: int, like: Tensor) -> Tensor:
     return torch.stack((torch.stack((cos, -sin), dim=-1), torch.stack((sin, cos), dim=-1)), dim=-2)
 
 
-def no_positional_embedding(x: Tensor) -> int:
+def no_positional_embedding(_: Tensor) -> int:
     """The embedding ``"none"``: adds zero."""
     return 0
 
 
-def build_positional_embedding(kind: str, d_backbone: int):  # type: ignore[no-untyped-def]
-    """The positional embedding named ``kind`` for features of ``d_backbone`` channels; "none" is a plain function."""
-    builders = {
+def build_positional_embedding(kind: str, d_backbone: int | None) -> Callable[[Tensor], Any]:
+    """The positional embedding ``kind`` for ``d_backbone`` channels; "none" is a plain function giving 0."""
+    builders: dict[str, Callable[[Any], nn.Module]] = {
         "learnable-fourier": LearnableFourierPositionalEncoding,
         "multi-learnable-fourier": MultiLearnableFourierPositionalEncoding,
         "custom-rotational": CustomRotationalEmbedding,

@@ -1,6 +1,6 @@
 """ResNet feature extractors: the first stages of a ResNet with a small first convolution and no head.
 
-Unlike the ImageNet network the first convolution is 3x3 with stride 1, followed by a 3x3 max-pooling with stride 2.
+Unlike the ImageNet network the first convolution is 3x3 with stride 1; 3x3 max-pooling with stride 2 follows.
 ``resnet34-2`` means ResNet-34 cut after its second stage.
 """
 
@@ -41,12 +41,13 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_planes, H, W) -> (B, planes, H / stride, W / stride)
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + shortcut)
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)) + shortcut)
+        return y
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with a shortcut; four times ``planes`` come out (ResNet-50 and deeper)."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut, ``4 * planes`` wide (ResNet-50 and deeper)."""
 
     expansion = 4
 
@@ -63,15 +64,16 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, in_planes, H, W) -> (B, 4 planes, H / stride, W / stride)
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.bn3(self.conv3(y)) + shortcut)
+        y = self.relu(self.bn3(self.conv3(y)) + shortcut)
+        return y
 
 
 class ResNet(nn.Module):
     """The first ``stages`` stages of ResNet-``depth``: RGB (B, 3, H, W) -> (B, width, H', W').
 
-    Keys ``conv1``, ``bn1`` and ``layer{1..stages}``. :func:`resnet_width` gives the number of output channels.
+    Keys ``conv1``, ``bn1`` and ``layer{1..stages}``. :func:`resnet_width` gives the output channels.
     """
 
     def __init__(self, depth: int, stages: int) -> None:

@@ -1,10 +1,12 @@
-"""Synapse models: the network that connects the neurons (arXiv 2505.05522, section 3.2, equation 1).
+"""Synapse models: the network that connects the neurons (arXiv 2505.05522, section 3.2, eq. 1).
 
-Both take the concatenation of the attended input and the post-activations, (B, d_input + d_model), and return the
-pre-activations (B, d_model).
+All take the concatenation of the attended input and the post-activations, (B, d_input + d_model), and return
+the pre-activations (B, d_model).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ def single_layer_synapses(d_model: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 def two_layer_synapses(d_model: int, dropout: float = 0.0) -> nn.Sequential:
-    """:func:`single_layer_synapses` with a second Linear, GLU, LayerNorm. Keys ``1.*``, ``3.*``, ``4.*`` and ``6.*``."""
+    """The single layer and a second Linear, GLU, LayerNorm. Keys ``1.*``, ``3.*``, ``4.*`` and ``6.*``."""
     return nn.Sequential(nn.Dropout(dropout), *_gated_layer(d_model), *_gated_layer(d_model))
 
 
@@ -31,7 +33,7 @@ def _projection(in_dims: int, out_dims: int, dropout: float) -> nn.Sequential:
 class SynapseUNET(nn.Module):
     """A U-Net of fully connected layers with a skip connection at every width.
 
-    ``depth`` widths fall linearly from ``out_dims`` to ``minimum_width``. The paper counts ``2 * depth`` layers.
+    ``depth`` widths fall linearly from ``out_dims`` to ``minimum_width``; the paper counts ``2 * depth``.
 
     Args:
         out_dims: width of the input level and of the output (``d_model``).
@@ -51,7 +53,7 @@ class SynapseUNET(nn.Module):
         self.down_projections = nn.ModuleList()
         self.up_projections = nn.ModuleList()
         self.skip_lns = nn.ModuleList()
-        for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        for wide, narrow in pairwise(widths):
             self.down_projections.append(_projection(wide, narrow, dropout))
             self.up_projections.append(_projection(narrow, wide, dropout))
             self.skip_lns.append(nn.LayerNorm(wide))
@@ -60,7 +62,7 @@ class SynapseUNET(nn.Module):
         levels = [self.first_projection(x)]
         for down in self.down_projections:
             levels.append(down(levels[-1]))
-        y = levels[-1]
+        y: Tensor = levels[-1]
         for i in reversed(range(len(self.up_projections))):
             y = self.skip_lns[i](self.up_projections[i](y) + levels[i])
         return y

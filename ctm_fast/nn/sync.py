@@ -1,4 +1,4 @@
-"""Synchronisation: decayed inner products of pairs of neurons over the ticks (arXiv 2505.05522, section 3.4, eqs 5-9).
+"""Synchronisation: decayed inner products of pairs of neurons (arXiv 2505.05522, section 3.4, eqs 5-9).
 
 Shape letters: B batch, D neurons, n selected neurons, P pairs.
 
@@ -28,8 +28,8 @@ def representation_size(selection: str, n_synch: int) -> int:
 def select_neurons(selection: str, d_model: int, n_synch: int, n_self: int = 0) -> tuple[Tensor, Tensor]:
     """Draw the left and the right neurons, int64 (n_synch,) each.
 
-    Random kinds draw with replacement from numpy's global generator, left before right. ``random-pairing`` copies
-    its first ``n_self`` right neurons from the left ones, so that those are synchronised with themselves.
+    Random kinds draw with replacement from numpy's global generator, left before right. ``random-pairing``
+    copies its first ``n_self`` right neurons from the left ones: those are synchronised with themselves.
     """
     _check_selection(selection)
     if selection in ("first", "last"):
@@ -87,8 +87,9 @@ def decayed_update(
 def clamp_decay_(*decays: Tensor) -> None:
     """Bring raw decays into [0, 15] in their own storage, outside autograd.
 
-    The gradient of what is computed from them afterwards still reaches a decay that lies on a bound. The version
-    counter stays, so a graph recorded before remains valid: values only change after an optimiser has moved them.
+    The gradient of what is computed from them afterwards still reaches a decay that lies on a bound. Their
+    version counters stay, so that graphs recorded before remain valid: a value can only change here after an
+    optimiser has moved it.
     """
     for decay in decays:
         decay.data.clamp_(0, MAX_DECAY)
@@ -135,7 +136,7 @@ class Synchronisation(nn.Module):
     def forward(
         self, activated_state: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Add one tick: activations (B, D) and the state before -> synchronisation (B, P) and the state after."""
+        """Add one tick: activations (B, D), state before -> synchronisation (B, P), state after."""
         left, right = self.pair_indices()
         alpha, beta = state or (None, None)
         clamp_decay_(self.decay_params)
