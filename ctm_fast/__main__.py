@@ -10,14 +10,13 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 import ctm_fast
-from ctm_fast import _C, backend
+from ctm_fast import backend
 
 _OPENMP = re.compile(r"/lib(gomp|omp|iomp5)[-.][^/]*$")
 
@@ -39,8 +38,14 @@ def openmp_runtimes() -> list[str]:
     return sorted({os.path.realpath(path) for path in paths if _OPENMP.search(path)})
 
 
-def _simd() -> dict[str, Any]:
-    level, levels, cap = _C.simd_level(), _C.simd_levels(), os.environ.get("CTM_FAST_SIMD")
+def _build(core: Any, reason: str) -> dict[str, str]:
+    return dict(core.build_info()) if core else {"none": reason}
+
+
+def _simd(core: Any) -> dict[str, Any]:
+    if core is None:
+        return {"level": "none", "levels": [], "reason": "no extension"}
+    level, levels, cap = core.simd_level(), core.simd_levels(), os.environ.get("CTM_FAST_SIMD")
     if cap is None:
         reason = "the highest level compiled in that this processor has"
     elif cap in levels:
@@ -78,8 +83,9 @@ def _cuda() -> dict[str, Any]:
 
 
 def gather() -> dict[str, Any]:
-    """Everything the report shows, as JSON types. Works without torch."""
+    """Everything the report shows, as JSON types. Works without torch and without the extension."""
     torch, no_torch = _optional("torch")
+    core, no_core = _optional("ctm_fast._C")
     return {
         "versions": {
             "ctm_fast": ctm_fast.__version__,
@@ -88,12 +94,12 @@ def gather() -> dict[str, Any]:
             "torch": torch.__version__ if torch else f"none: {no_torch}",
         },
         "machine": platform.platform(),
-        "build": _C.build_info(),
-        "simd": _simd(),
+        "build": _build(core, no_core),
+        "simd": _simd(core),
         "threads": _threads(torch),
         "openmp": openmp_runtimes(),
         "cuda": _cuda(),
-        "ops": [asdict(row) for row in backend.table()],
+        "ops": [row._asdict() for row in backend.table()],
     }
 
 
@@ -123,11 +129,12 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def render(report: dict[str, Any]) -> str:
     """The report of :func:`gather` as text."""
     simd, threads = report["simd"], report["threads"]
+    available = f"; available: {', '.join(simd['levels'])}" if simd["levels"] else ""
     lines = {
         **report["versions"],
         "machine": report["machine"],
         "build": ", ".join(f"{key} {value}" for key, value in report["build"].items()),
-        "SIMD": f"{simd['level']} ({simd['reason']}; available: {', '.join(simd['levels'])})",
+        "SIMD": f"{simd['level']} ({simd['reason']}{available})",
         "threads": f"{threads['count']} ({threads['reason']})",
         "OpenMP": _openmp_line(report["openmp"]),
         "CUDA": _cuda_line(report["cuda"]),

@@ -13,10 +13,10 @@ import pytest
 from ctm_fast import _C, backend
 from ctm_fast.__main__ import gather, main, render
 
-# Runs the report in an interpreter where `import torch` fails, as on a robot.
-WITHOUT_TORCH = """
+# Runs the report in an interpreter that cannot import the module named first: torch is missing on a robot.
+WITHOUT = """
 import runpy, sys
-sys.modules["torch"] = None
+sys.modules[sys.argv.pop(1)] = None
 runpy.run_module("ctm_fast", run_name="__main__")
 """
 
@@ -50,10 +50,17 @@ def test_a_row_that_cannot_run_has_a_reason() -> None:
 
 
 def test_works_without_torch() -> None:
-    report = run("-c", WITHOUT_TORCH, "--json")
+    report = run("-c", WITHOUT, "torch", "--json")
     assert report["versions"]["torch"].startswith("none")
     assert report["threads"]["count"] == os.cpu_count()
     assert not any(row["runs"] for row in report["ops"])
+
+
+def test_works_without_the_extension() -> None:
+    report = run("-c", WITHOUT, "ctm_fast._C", "--json")
+    assert report["simd"]["level"] == "none"
+    native = [row for row in report["ops"] if (row["device"], row["backend"]) == ("cpu", "native")]
+    assert all("ctm_fast._C" in row["reason"] for row in native)
 
 
 @pytest.mark.parametrize("level", _C.simd_levels())
