@@ -40,7 +40,7 @@ def select_neurons(selection: str, d_model: int, n_synch: int, n_self: int = 0) 
         n_self = 0
     drawn_left = np.random.choice(np.arange(d_model), size=n_synch)
     drawn_right = np.random.choice(np.arange(d_model), size=n_synch - n_self)
-    return torch.from_numpy(drawn_left), torch.from_numpy(np.concatenate((drawn_left[:n_self], drawn_right)))
+    return torch.tensor(drawn_left), torch.tensor(np.concatenate((drawn_left[:n_self], drawn_right)))
 
 
 def pair_indices(selection: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
