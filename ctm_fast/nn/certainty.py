@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,3 +35,27 @@ def certainty_over_ticks(predictions: Tensor, prediction_reshaper: Sequence[int]
     batch, classes, ticks = predictions.shape
     flat = predictions.movedim(-1, 1).reshape(batch * ticks, classes)
     return certainty(flat, prediction_reshaper).view(batch, ticks, 2).movedim(1, -1)
+
+
+class CertaintyOverTicks(torch.autograd.Function):
+    """Certainties of all ticks: logits (T, B, C) -> (B, 2, T). Keeps the logits alone for a backward that is rarely
+    asked for, since the published losses only take the most certain tick's index."""
+
+    @staticmethod
+    def forward(ctx: Any, ticks: Tensor, reshaper: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(ticks)
+        ctx.reshaper = reshaper
+        return _ticks_last(ticks, reshaper)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (ticks,) = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = ticks.detach().requires_grad_()
+            (found,) = torch.autograd.grad(_ticks_last(leaf, ctx.reshaper), leaf, grad)
+        return found, None
+
+
+def _ticks_last(ticks: Tensor, reshaper: tuple[int, ...]) -> Tensor:
+    flat = certainty(ticks.flatten(0, 1), reshaper)
+    return flat.unflatten(0, ticks.shape[:2]).permute(1, 2, 0)

@@ -1,0 +1,214 @@
+"""The fast forward of every CTM, for our models and for any object with their attributes.
+
+Keys and values are projected once, all ticks run in one loop, and what no tick reads (output synchronisation,
+predictions, certainties) is computed for all ticks at once behind it. Same values as the published forward up to
+rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, S synchronised pairs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctm_fast.loop.plan import is_plain
+from ctm_fast.loop.run import Parts, States, run_ticks
+from ctm_fast.nn.certainty import CertaintyOverTicks
+from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_
+from ctm_fast.ops.sync import sync
+
+KINDS = ("base", "sort", "qamnist", "rl")
+
+
+@lru_cache(maxsize=64)
+def _triangle(n: int) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(n, n)
+    return rows, columns
+
+
+def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
+    """Flat neuron indices (S) of the pairs of "action" or "out": read off the buffers and the number of decays."""
+    left, right = getattr(model, f"{kind}_neuron_indices_left"), getattr(model, f"{kind}_neuron_indices_right")
+    if getattr(model, f"decay_params_{kind}").numel() == left.numel():
+        return left, right
+    rows, columns = (x.to(left.device) for x in _triangle(left.numel()))
+    return left[rows], right[columns]
+
+
+def overridden(model: Any, name: str) -> bool:
+    """Whether a class more derived than the one that defines the published forward redefines ``name``."""
+    for cls in type(model).__mro__:
+        if name in cls.__dict__:
+            return not _defines_forward(cls, type(model))
+        if "forward" in cls.__dict__ and not cls.__dict__.get("_ctm_fast_accelerated", False):
+            return False
+    return False
+
+
+def _defines_forward(cls: type, of: type) -> bool:
+    return any(
+        "forward" in base.__dict__ and not base.__dict__.get("_ctm_fast_accelerated", False)
+        for base in of.__mro__[: of.__mro__.index(cls) + 1]
+    )
+
+
+@torch.compiler.disable
+def base(model: Any, x: Tensor, track: bool = False) -> Any:
+    """(predictions, certainties, synchronisation or energies) of a base CTM, or the tracked six."""
+    kv = model.compute_features(x)
+    clamp_decay_(model.decay_params_action, model.decay_params_out)
+    states = _run(model, x.shape[0], (0,) * model.iterations, [kv], None, track)
+    sync_out = _output_synchronisation(model, states, model.decay_params_out)
+    predictions, certainties = _read_out(model, sync_out, torch.float32)
+    if track:
+        both = (_numpy(sync_out), _numpy(_action_synchronisation(model, states)))
+        return predictions, certainties, both, _numpy(states.pre), _numpy(states.post), _numpy(states.attention)
+    energy_head = getattr(model, "energy_head", None)
+    if energy_head is not None:
+        return predictions, certainties, _per_tick(energy_head, sync_out).permute(1, 2, 0).float()
+    return predictions, certainties, sync_out[-1]
+
+
+@torch.compiler.disable
+def sort(model: Any, x: Tensor, track: bool = False) -> Any:
+    """(predictions, certainties, synchronisation) of a sorting CTM, or the tracked six."""
+    states = _run(model, x.shape[0], (-1,) * model.iterations, [], x.unsqueeze(0), track)
+    sync_out = _output_synchronisation(model, states, torch.clamp(model.decay_params_out, 0, MAX_DECAY))
+    predictions, certainties = _read_out(model, sync_out, x.dtype)
+    if track:
+        tracked = (_numpy(sync_out), _numpy(states.pre), _numpy(states.post), np.array([]))
+        return predictions, certainties, *tracked
+    return predictions, certainties, sync_out[-1]
+
+
+@torch.compiler.disable
+def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
+    """(predictions, certainties, synchronisation) of a QAMNIST CTM, or the tracked seven."""
+    tokens, inputs = _digits(model, x)
+    given, question = _question(model, x, z)
+    inputs += [-1 - g for g in range(question)]
+    inputs += [-1 - question] * model.iterations_for_answering
+    clamp_decay_(model.decay_params_action, model.decay_params_out)
+    states = _run(model, len(x), tuple(inputs), tokens, given, track)
+    sync_out = _output_synchronisation(model, states, model.decay_params_out)
+    predictions, certainties = _read_out(model, sync_out, x.dtype)
+    if track:
+        attention = _numpy(states.attention) if states.attention is not None else np.array([])
+        embeddings = _numpy(given[:question]) if question else np.array([])
+        return predictions, certainties, sync_out[-1], _numpy(states.pre), _numpy(states.post), attention, embeddings
+    return predictions, certainties, sync_out[-1]
+
+
+@torch.compiler.disable
+def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool = False) -> Any:
+    """(synchronisation, new histories) of a CTM for reinforcement learning, and the tracked two."""
+    trace, activated = hidden_states
+    features = model.backbone(x).flatten(1)
+    parts = Parts(model.synapses, model.trace_processor)
+    states = run_ticks(parts, (-1,) * model.iterations, activated[:, :, -1], trace, [], features.unsqueeze(0))
+    memory = trace.shape[2]
+    window = torch.cat((activated.permute(2, 0, 1), states.post))[-memory:]
+    left, right = pairs(model, "out")
+    offset = model.d_model - model.out_neuron_indices_left.numel()
+    decay = torch.clamp(model.decay_params_out, 0, 4)
+    synchronisation, _, _ = sync(window, left + offset, right + offset, decay, last=True)
+    hidden = (states.history[-memory:].permute(1, 2, 0), window.permute(1, 2, 0))
+    if track:
+        return synchronisation, hidden, _numpy(states.pre), _numpy(states.post)
+    return synchronisation, hidden
+
+
+def _run(
+    model: Any, batch: int, inputs: tuple[int, ...], tokens: list[Tensor], given: Tensor | None, track: bool
+) -> States:
+    parts = Parts(model.synapses, model.trace_processor)
+    if model.attention is not None:
+        left, right = pairs(model, "action")
+        own = _own_synchronisation(model, batch) if overridden(model, "compute_synchronisation") else None
+        parts = Parts(
+            model.synapses, model.trace_processor, model.q_proj, model.attention, left, right,
+            model.decay_params_action, own,
+        )  # fmt: skip
+    z0 = model.start_activated_state.unsqueeze(0).expand(batch, -1)
+    start = model.start_trace.unsqueeze(0).expand(batch, -1, -1)
+    recompute = bool(getattr(model, "recompute_synapses", False))
+    return run_ticks(parts, inputs, z0, start, tokens, given, track=track, recompute=recompute)
+
+
+def _own_synchronisation(model: Any, batch: int, kind: str = "action") -> Any:
+    r = torch.exp(-getattr(model, f"decay_params_{kind}")).unsqueeze(0).repeat(batch, 1)
+    return lambda z, alpha, beta: model.compute_synchronisation(z, alpha, beta, r, kind)
+
+
+def _output_synchronisation(model: Any, states: States, decay: Tensor) -> Tensor:
+    """(T, B, S); the start state is its first term."""
+    z = states.z.to(decay.dtype)
+    if overridden(model, "compute_synchronisation"):
+        step = _own_synchronisation(model, z.shape[1], "out")
+        _, alpha, beta = step(z[0], None, None)
+        ticks = []
+        for activation in z[1:]:
+            s, alpha, beta = step(activation, alpha, beta)
+            ticks.append(s)
+        return torch.stack(ticks)
+    left, right = pairs(model, "out")
+    start = z[0][:, left] * z[0][:, right]
+    return sync(z[1:], left, right, decay, start, torch.ones_like(decay))[0]
+
+
+def _action_synchronisation(model: Any, states: States) -> Tensor:
+    """(T, B, S) once more from the post-activations, for tracking."""
+    left, right = pairs(model, "action")
+    decay = model.decay_params_action.detach()
+    return sync(states.z[:-1].detach().to(decay.dtype), left, right, decay)[0]
+
+
+def _per_tick(module: nn.Module, sync_out: Tensor) -> Tensor:
+    """``module`` on every tick of (T, B, S): in one call where nothing but its mathematics can tell the difference."""
+    leaves = (nn.Linear, nn.SiLU, nn.ReLU, nn.GELU, nn.Identity, nn.Sequential, nn.LayerNorm)
+    if is_plain(module) and all(type(part) in leaves for part in module.modules()):
+        flat: Tensor = module(sync_out.flatten(0, 1))
+        return flat.unflatten(0, sync_out.shape[:2])
+    return torch.stack([module(s) for s in sync_out])
+
+
+def _read_out(model: Any, sync_out: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Predictions (B, C, T) and certainties (B, 2, T)."""
+    ticks = _per_tick(model.output_projector, sync_out)
+    predictions = ticks.permute(1, 2, 0).to(dtype).contiguous()
+    if overridden(model, "compute_certainty"):
+        certainties = torch.stack([model.compute_certainty(y) for y in ticks], -1)
+    else:
+        certainties = CertaintyOverTicks.apply(ticks, tuple(model.prediction_reshaper))
+    return predictions, certainties.to(dtype).contiguous()
+
+
+def _digits(model: Any, x: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Tokens of every run of equal images, and which of them each digit tick sees."""
+    tokens: list[Tensor] = []
+    inputs = []
+    changed = (x[:, 1:] != x[:, :-1]).flatten(2).any(2).any(0).tolist() if x.shape[1] > 1 else []
+    for tick in range(x.shape[1]):
+        if tick == 0 or changed[tick - 1]:
+            features = model.backbone_digit(x[:, tick])
+            model.kv_features = features.detach()
+            tokens.append(model.kv_proj(features.flatten(2).transpose(1, 2)))
+        inputs.append(len(tokens) - 1)
+    return tokens, inputs
+
+
+def _question(model: Any, x: Tensor, z: Tensor) -> tuple[Tensor, int]:
+    """Given inputs (question ticks + 1, B, d), the last all zeros, and the number of question ticks."""
+    embedded = []
+    for step in range(z.shape[1]):
+        is_operator = step // model.iterations_per_question_part % 2
+        embedded.append((model.operator_backbone if is_operator else model.index_backbone)(z[:, step]))
+    zeros = x.new_zeros(len(x), model.d_input)
+    return torch.stack([*(e.to(zeros.dtype) for e in embedded), zeros]), len(embedded)
+
+
+def _numpy(x: Tensor | None) -> np.ndarray:
+    return x.detach().cpu().numpy() if x is not None else np.array([])

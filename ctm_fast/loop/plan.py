@@ -1,0 +1,207 @@
+"""What of a model the native loop can run, read off its modules.
+
+A module is planned only if every leaf is exactly the torch class that the plan stands for, without hooks,
+parametrizations or a forward of its own; anything else is called as it is. A class that is not ours may compute
+something else under the same attributes, so its plan counts only after its output on a random input agreed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ctm_fast.loop.synapses import INPUT, Stage, SynapsePlan, Synapses
+from ctm_fast.nn.nlm import NeuronLevelModels, SuperLinear
+from ctm_fast.nn.synapses import SynapseUNET
+from ctm_fast.ops.nlm import reference
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "parametrizations")
+_OWN = (nn.Sequential, nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity, nn.ModuleList, SynapseUNET)
+_agreed: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling the module's parts by their mathematics skips nothing that calling the module would do."""
+    return not any(
+        "forward" in part.__dict__ or any(part.__dict__.get(hooks) for hooks in _HOOKS) or hasattr(part, "parametrizations")
+        for part in module.modules()
+    )
+
+
+def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
+    """Weights (w1, b1, t1[, w2, b2, t2]) and dropout of neuron-level models, or None if they must be called."""
+    layers = _nlm_layers(module)
+    if layers is None or not is_plain(module):
+        return None
+    weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, layer.T))
+    rates = {_rate(layer.dropout) for layer in layers}
+    if len(rates) != 1 or None in rates:
+        return None
+    ours = all(type(layer) is SuperLinear for layer in layers) and type(module) in (nn.Sequential, NeuronLevelModels)
+    if not ours and not _agrees(module, lambda x: reference.nlm(x, *weights), (layers[0].w1.shape[2], layers[0].w1.shape[0])):
+        return None
+    return weights, float(rates.pop() or 0.0)
+
+
+def _nlm_layers(module: nn.Module) -> list[Any] | None:
+    body = list(module.children())
+    if len(body) == 1 and isinstance(body[0], nn.Sequential):
+        body = list(body[0].children())
+    names = ["w1", "b1", "T", "dropout", "layernorm"]
+    layers = body[0::2][:-1] if len(body) % 2 else []
+    if len(layers) not in (1, 2) or any(type(glu) is not nn.GLU for glu in body[1::2]):
+        return None
+    if not all(all(hasattr(layer, name) for name in names) and type(layer.layernorm) is nn.Identity for layer in layers):
+        return None
+    if any(layer.w1.dim() != 3 for layer in layers) or layers[-1].w1.shape[1] != 2:
+        return None
+    return layers
+
+
+def active(dropout: nn.Module) -> float:
+    """Probability with which a dropout module drops now."""
+    return float(dropout.p) if dropout.training else 0.0  # type: ignore[arg-type]
+
+
+def _rate(module: nn.Module) -> float | None:
+    if type(module) is nn.Identity:
+        return 0.0
+    return active(module) if type(module) is nn.Dropout else None
+
+
+def synapse_plan(module: nn.Module) -> SynapsePlan | None:
+    """Stages of a synapse network, or None if it must be called."""
+    if not is_plain(module):
+        return None
+    plan = _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
+    if plan is None or any(type(p) is not nn.Parameter for p in plan.parameters):
+        return None
+    ours = all(type(part) in _OWN for part in module.modules())
+    if not ours and not _agrees(module, lambda x: run_plan(plan, x), (plan.parameters[0].shape[1],)):
+        return None
+    return plan
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.parameters: list[Tensor] = []
+
+    def add(self, *modules: nn.Module) -> int:
+        """Index of the first module's weight."""
+        index = len(self.parameters)
+        for module in modules:
+            self.parameters += [module.weight, module.bias]  # type: ignore[list-item]
+        return index
+
+    def stage(self, kind: str, linear: nn.Module, norm: nn.Module, source: int, dropout: float, **more: Any) -> int:
+        index = self.add(linear, norm)
+        self.stages.append(Stage(kind, index, index + 2, norm.eps, source, dropout, **more))  # type: ignore[arg-type]
+        return len(self.stages) - 1
+
+    def plan(self) -> SynapsePlan:
+        return SynapsePlan(tuple(self.stages), tuple(self.parameters))
+
+
+def _is_layer(linear: nn.Module, norm: nn.Module) -> bool:
+    """A biased linear map and an affine LayerNorm over one dimension."""
+    return (
+        type(linear) is nn.Linear and linear.bias is not None and type(norm) is nn.LayerNorm
+        and len(norm.normalized_shape) == 1 and norm.weight is not None and norm.bias is not None
+    )  # fmt: skip
+
+
+def _gated_plan(module: nn.Module) -> SynapsePlan | None:
+    """[Dropout,] Linear, GLU, LayerNorm, once or more."""
+    parts = list(module.children())
+    dropout = active(parts.pop(0)) if parts and type(parts[0]) is nn.Dropout else 0.0
+    if not parts or len(parts) % 3:
+        return None
+    builder = _Builder()
+    for i in range(0, len(parts), 3):
+        linear, glu, norm = parts[i : i + 3]
+        if not _is_layer(linear, norm) or type(glu) is not nn.GLU:
+            return None
+        builder.stage("glu", linear, norm, i // 3 - 1, 0.0 if i else dropout)
+    return builder.plan()
+
+
+def _unet_plan(module: nn.Module) -> SynapsePlan | None:
+    """first_projection, down_projections, up_projections, skip_lns as in ``ctm_fast.nn.SynapseUNET``."""
+    names = ["first_projection", "down_projections", "up_projections", "skip_lns"]
+    if [name for name, _ in module.named_children()] != names:
+        return None
+    first, downs, ups, norms = module.children()
+    linear, norm, act = _three(first)
+    if not _is_layer(linear, norm) or type(act) is not nn.SiLU:
+        return None
+    builder = _Builder()
+    levels = [builder.stage("silu", linear, norm, INPUT, 0.0)]
+    for down in downs.children():
+        layer = _dropped_layer(down)
+        if layer is None:
+            return None
+        levels.append(builder.stage("silu", layer[0], layer[1], levels[-1], layer[2]))
+    last = levels[-1]
+    for i, up in reversed(list(enumerate(ups.children()))):
+        layer, outer = _dropped_layer(up), norms[i]  # type: ignore[index]
+        if layer is None or type(outer) is not nn.LayerNorm or outer.weight is None or outer.bias is None:
+            return None
+        index = builder.add(outer)
+        last = builder.stage(
+            "skip", layer[0], layer[1], last, layer[2], skip=levels[i], outer=index, outer_eps=outer.eps
+        )
+    return builder.plan()
+
+
+def _three(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    parts = list(module.children())
+    nothing = nn.Identity()
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (nothing, nothing, nothing)
+
+
+def _dropped_layer(module: nn.Module) -> tuple[nn.Module, nn.Module, float] | None:
+    parts = list(module.children())
+    if len(parts) != 4 or type(parts[0]) is not nn.Dropout or type(parts[3]) is not nn.SiLU:
+        return None
+    return (parts[1], parts[2], active(parts[0])) if _is_layer(parts[1], parts[2]) else None
+
+
+def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
+    """The plan on whole inputs (R, d + D), outside autograd."""
+    synapses = Synapses(plan.stages, [p.detach().contiguous() for p in plan.parameters], 0, None)
+    linear = [x.new_empty(x.shape[0], synapses.linear_width(i)) for i in range(len(plan.stages))]
+    out = x.new_empty(x.shape[0], synapses.widths[-1])
+    synapses.forward(linear, None, x, None, 0, out)
+    return out
+
+
+def _agrees(module: nn.Module, plan: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a foreign module in eval mode gives what its plan gives; asked once per module."""
+    if module not in _agreed:
+        weight = next(module.parameters())
+        x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        with torch.no_grad():
+            expected, found = module(x), plan(x)
+        for part, training in modes:
+            part.training = training
+        same = isinstance(expected, Tensor) and expected.shape == found.shape
+        _agreed[module] = same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4)
+    return _agreed[module]
+
+
+def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) -> bool:
+    """Whether query projection and attention can be taken apart into their matrices."""
+    return (
+        type(q_proj) is nn.Linear and q_proj.bias is not None
+        and type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
+        and attention.in_proj_bias is not None and attention.bias_k is None and not attention.add_zero_attn
+        and type(attention.out_proj) is NonDynamicallyQuantizableLinear and attention.out_proj.bias is not None
+        and attention.batch_first and is_plain(q_proj) and is_plain(attention)
+    )  # fmt: skip

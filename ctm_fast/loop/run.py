@@ -1,0 +1,254 @@
+"""Runs the ticks of a model: natively where its parts can be planned, by calling them otherwise.
+
+Letters: T ticks, B batch, D neurons, M memory length, d input width, h heads, L tokens, P action pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctm_fast import backend as backends
+from ctm_fast.loop import plan
+from ctm_fast.loop.ticks import AttentionWeights, Loop, Parameters, TickLoopFunction
+from ctm_fast.ops.native import draw_seed
+from ctm_fast.ops.nlm import nlm_pack, nlm_tick
+from ctm_fast.ops.sync import sync
+
+Synchronise = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of the recurrent part, and the action synchronisation that queries the attention (or None)."""
+
+    synapses: nn.Module  # (B, d + D) -> (B, D)
+    nlm: nn.Module  # (B, D, M) -> (B, D)
+    q_proj: nn.Module | None = None  # (B, P) -> (B, d)
+    attention: nn.Module | None = None
+    left: Tensor | None = None  # (P)
+    right: Tensor | None = None
+    decay: Tensor | None = None  # (P), within its bounds
+    synchronise: Synchronise | None = None  # a model's own recurrence: (z, alpha, beta) -> (s, alpha, beta)
+
+
+@dataclass(frozen=True)
+class States:
+    """What the ticks leave behind."""
+
+    z: Tensor  # (T + 1, B, D), post-activations, the start first
+    history: Tensor  # (M + T, B, D), pre-activations, the start first
+    attention: Tensor | None  # (attending ticks, B, h, 1, L), only when tracked
+
+    @property
+    def pre(self) -> Tensor:
+        """Pre-activations of the ticks, (T, B, D)."""
+        return self.history[self.history.shape[0] - self.z.shape[0] + 1 :]
+
+    @property
+    def post(self) -> Tensor:
+        """Post-activations of the ticks, (T, B, D)."""
+        return self.z[1:]
+
+
+def run_ticks(
+    parts: Parts,
+    inputs: tuple[int, ...],
+    z0: Tensor,
+    start: Tensor,
+    tokens: list[Tensor],
+    given: Tensor | None = None,
+    *,
+    track: bool = False,
+    recompute: bool = False,
+) -> States:
+    """Run one tick per entry of ``inputs``.
+
+    Args:
+        parts: the recurrent part.
+        inputs: k >= 0 attends to ``tokens[k]``, -1 - g takes ``given[g]``.
+        z0: post-activations before the first tick, (B, D).
+        start: pre-activation history before it, (B, D, M), the newest last.
+        tokens: keys and values (B, L, d) each; all of one L.
+        given: inputs (G, B, d).
+        track: keep the attention weights.
+        recompute: keep no synapse activations for the backward, compute them again there.
+    """
+    planned = _plan(parts, z0, tokens)
+    if planned is None:
+        return _call(parts, inputs, z0, start, tokens, given, track)
+    parameters, stages, nlm_dropout = planned
+    attention = parts.attention
+    attention_dropout = attention.dropout if attention is not None and attention.training else 0.0
+    drops = attention_dropout > 0 or nlm_dropout > 0 or any(s.dropout > 0 for s in stages)
+    loop = Loop(
+        tuple(inputs), stages, attention.num_heads if attention is not None else 0, parts.left, parts.right,  # type: ignore[arg-type]
+        float(attention_dropout), nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
+    )  # fmt: skip
+    keys, values = _keys_values(attention, tokens, z0)
+    given = given if given is not None else z0.new_zeros(0, z0.shape[0], 0)
+    z, history, weights = TickLoopFunction.apply(
+        loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
+    )
+    return States(z, history, _split_heads(weights, loop) if track and parts.attention is not None else None)
+
+
+def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
+    attending = [t for t, i in enumerate(loop.inputs) if i >= 0]
+    ticks, batch, _ = weights.shape
+    return weights.view(ticks, batch, loop.heads, 1, -1)[attending]
+
+
+def _plan(parts: Parts, z0: Tensor, tokens: list[Tensor]) -> tuple[Parameters, Any, float] | None:
+    """Parameters, synapse stages and neuron-level dropout of the native loop, or None if it cannot run this."""
+    if backends.selected() == "reference" or backends.why_not("nlm", "native", z0.device.type) is not None:
+        return None
+    if z0.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(z0.device.type):
+        return None
+    synapses, nlm = plan.synapse_plan(parts.synapses), plan.nlm_weights(parts.nlm)
+    if synapses is None or nlm is None or parts.synchronise is not None:
+        return None
+    attention = None
+    if parts.attention is not None:
+        if not plan.attention_is_plain(parts.q_proj, parts.attention) or len({x.shape for x in tokens}) > 1:
+            return None
+        attention = _attention_weights(parts)
+    parameters = Parameters(attention, nlm[0], synapses.parameters)
+    if any(x.dtype != z0.dtype or x.device != z0.device for x in (*parameters.flat(), *tokens)):
+        return None
+    return parameters, synapses.stages, nlm[1]
+
+
+def _attention_weights(parts: Parts) -> AttentionWeights:
+    attention, q_proj, decay = parts.attention, parts.q_proj, parts.decay
+    assert isinstance(attention, nn.MultiheadAttention) and isinstance(q_proj, nn.Linear) and decay is not None
+    d = attention.embed_dim
+    return AttentionWeights(
+        q_proj.weight, q_proj.bias, attention.in_proj_weight[:d], attention.in_proj_bias[:d],
+        attention.out_proj.weight, attention.out_proj.bias, decay,
+    )  # fmt: skip
+
+
+def _keys_values(attention: nn.Module | None, tokens: list[Tensor], z0: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (K, B, d, L) of every set of tokens, projected once for all ticks."""
+    if not isinstance(attention, nn.MultiheadAttention) or not tokens:
+        empty = z0.new_zeros(0, z0.shape[0], attention.embed_dim if attention is not None else 0, 0)  # type: ignore[arg-type]
+        return empty, empty
+    d, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
+    stacked = torch.stack(tokens) if len(tokens) > 1 else tokens[0].unsqueeze(0)
+    keys, values = (F.linear(stacked, weight[at : at + d], bias[at : at + d]) for at in (d, 2 * d))
+    return keys.transpose(2, 3).contiguous(), values.transpose(2, 3).contiguous()
+
+
+class _Query:
+    """Attention of one query a tick over projected keys and values, through autograd, any device and dtype."""
+
+    def __init__(self, parts: Parts, tokens: list[Tensor], track: bool) -> None:
+        self.parts, self.tokens, self.track = parts, tokens, track
+        self.plain = plan.attention_is_plain(parts.q_proj, parts.attention)
+        self.projected: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, synchronisation: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        """(B, P) -> what the query reads (B, d) and the weights (B, h, 1, L), or None unless tracked."""
+        q = self.parts.q_proj(synchronisation).unsqueeze(1)  # type: ignore[misc]
+        attention = self.parts.attention
+        if not self.plain or not isinstance(attention, nn.MultiheadAttention):
+            kv = self.tokens[k]
+            out, weights = attention(q, kv, kv, average_attn_weights=False, need_weights=True)  # type: ignore[misc]
+            return out.squeeze(1), weights
+        if k not in self.projected:
+            self.projected[k] = self._project(attention, self.tokens[k])
+        keys, values = self.projected[k]
+        d = attention.embed_dim
+        q = F.linear(q, attention.in_proj_weight[:d], attention.in_proj_bias[:d]) * attention.head_dim**-0.5
+        q = q.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+        weights = F.dropout(torch.softmax(q @ keys, -1), attention.dropout, attention.training)
+        out = attention.out_proj((weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)).squeeze(1)
+        return out, weights if self.track else None
+
+    @staticmethod
+    def _project(attention: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, h, d/h, L) and (B, h, L, d/h)."""
+        d = attention.embed_dim
+        both = F.linear(tokens, attention.in_proj_weight[d:], attention.in_proj_bias[d:])
+        keys, values = (x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in both.chunk(2, -1))
+        return keys.transpose(2, 3), values
+
+
+class _NeuronLevelModels:
+    """The neuron-level models on a growing history: packed and fused where planned, the module on windows elsewhere."""
+
+    def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
+        self.module, self.memory = module, start.shape[2]
+        self.rows = list(start.unbind(2))
+        weights = plan.nlm_weights(module)
+        device = start.device.type
+        native = backends.selected() != "reference" and backends.why_not("nlm", "native", device) is None
+        self.history = None
+        if weights is not None and native and not torch.is_autocast_enabled(device) and self._shared(start):
+            if all(w.dtype == start.dtype and w.dtype in (torch.float32, torch.float64) for w in weights[0]):
+                self.packed = nlm_pack(*weights[0])
+                self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
+
+    @staticmethod
+    def _shared(start: Tensor) -> bool:
+        return start.shape[0] > 0 and start.stride(0) == 0
+
+    def __call__(self, t: int, s: Tensor) -> Tensor:
+        self.rows.append(s)
+        if self.history is not None:
+            self.history[t] = s
+            return nlm_tick(self.packed, self.history, t)
+        window = torch.stack(self.rows[t + 1 : t + 1 + self.memory], -1)
+        result: Tensor = self.module(window)
+        return result
+
+
+def _call(
+    parts: Parts,
+    inputs: tuple[int, ...],
+    z0: Tensor,
+    start: Tensor,
+    tokens: list[Tensor],
+    given: Tensor | None,
+    track: bool,
+) -> States:
+    """The ticks through autograd, calling every module: any device, dtype, autocast, and modules of the user's own."""
+    nlm = _NeuronLevelModels(parts.nlm, start, len(inputs))
+    query = _Query(parts, tokens, track)
+    z, states, attention = z0, [z0], []
+    alpha = beta = None
+    for t, i in enumerate(inputs):
+        if parts.attention is not None:
+            action, alpha, beta = _synchronise(parts, z, alpha, beta)
+        if i >= 0:
+            x, weights = query(action, i)
+            if track and weights is not None:
+                attention.append(weights)
+        else:
+            assert given is not None
+            x = given[-1 - i]
+        z = nlm(t, parts.synapses(torch.cat((x, z), dim=-1)))
+        states.append(z)
+    history = torch.stack(nlm.rows)
+    return States(_stack(states), history, torch.stack(attention) if attention else None)
+
+
+def _stack(states: list[Tensor]) -> Tensor:
+    """Stacked in the dtype of the ticks: under autocast the start differs from them."""
+    dtype = torch.promote_types(states[0].dtype, states[-1].dtype)
+    return torch.stack([x.to(dtype) for x in states])
+
+
+def _synchronise(
+    parts: Parts, z: Tensor, alpha: Tensor | None, beta: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if parts.synchronise is not None:
+        return parts.synchronise(z, alpha, beta)
+    assert parts.left is not None and parts.right is not None and parts.decay is not None
+    return sync(z.unsqueeze(0).to(parts.decay.dtype), parts.left, parts.right, parts.decay, alpha, beta, last=True)

@@ -1,0 +1,231 @@
+"""The synapse network inside the native tick loop: linear maps by torch, everything between them fused.
+
+A network is a list of stages, each a linear map and what follows it. The input is the concatenation [x | z] of the
+tick's input and the post-activations; it is never built, its two halves are multiplied separately. What autograd
+would save is reduced to the output of every linear map. Letters: R rows (tick, batch), w width of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctm_fast.ops.native import CODES, kernels, threads
+
+INPUT = -1
+
+
+class Stage(NamedTuple):
+    """One linear map and the fused pointwise part behind it."""
+
+    kind: str  # "glu": LN(GLU(y)); "silu": SiLU(LN(y)); "skip": LN'(SiLU(LN(y)) + output of stage `skip`)
+    linear: int  # index of its weight among the parameters; the bias follows
+    norm: int  # index of its LayerNorm's weight; the bias follows
+    eps: float
+    source: int  # the stage whose output it reads, or INPUT
+    dropout: float = 0.0  # on what it reads
+    skip: int = INPUT
+    outer: int = INPUT  # index of the weight of LN'
+    outer_eps: float = 0.0
+
+
+class SynapsePlan(NamedTuple):
+    """Stages and the parameters that they index."""
+
+    stages: tuple[Stage, ...]
+    parameters: tuple[Tensor, ...]
+
+
+class Synapses:
+    """One forward's (and its backward's) view of a plan: parameters resolved to addresses, one seed per stage.
+
+    Args:
+        stages: the plan's stages.
+        parameters: detached parameters, contiguous, float32 or float64.
+        split: width of x in the input [x | z].
+        seed: dropout seed, or None where no dropout acts.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], parameters: list[Tensor], split: int, seed: int | None) -> None:
+        self.stages, self.parameters, self.split, self.seed = stages, parameters, split, seed
+        self.code = CODES[parameters[0].dtype]
+        self.threads = threads()
+        self.weights = [parameters[s.linear].t() for s in stages]
+        self.widths = [parameters[s.norm].shape[0] for s in stages]
+        self.norms = [self._norm(s.norm, s.eps) for s in stages]
+        self.outers = [self._norm(s.outer, s.outer_eps) if s.outer >= 0 else (0, 0, 0.0) for s in stages]
+        self.keep = [s for s in range(len(stages)) if any(other.skip == s for other in stages)]
+
+    def _norm(self, index: int, eps: float) -> tuple[int, int, float]:
+        return self.parameters[index].data_ptr(), self.parameters[index + 1].data_ptr(), eps
+
+    def linear_width(self, i: int) -> int:
+        """Width of the linear map of stage ``i``: twice its output before a GLU."""
+        return self.widths[i] * (2 if self.stages[i].kind == "glu" else 1)
+
+    def dropped(self, i: int, x: Tensor, first_row: int, part: int = 0) -> Tensor:
+        """``x`` (R, w) under the dropout of stage ``i``'s input; ``part`` tells the halves of the input apart."""
+        p = self.stages[i].dropout
+        if self.seed is None or p == 0.0:
+            return x
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        drop = (p, (self.seed + 2 * i + part) & 0xFFFFFFFFFFFFFFFF, first_row)
+        kernels().dropout(
+            self.code, tuple(x.shape), drop, x.data_ptr(), x.stride(0), out.data_ptr(), out.stride(0), self.threads
+        )
+        return out
+
+    def constant(self, x: Tensor) -> Tensor | None:
+        """The part of the first linear map that an input ``x`` (B, split) gives at every tick, or None if dropout
+        redraws it."""
+        if self.seed is not None and self.stages[0].dropout > 0.0:
+            return None
+        return torch.addmm(self.parameters[self.stages[0].linear + 1], x, self.weights[0][: self.split])
+
+    def input_map(self, x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor) -> None:
+        """First linear map of [x | z] into ``out`` (R, w)."""
+        z = self.dropped(0, z, first_row, 1)
+        if constant is not None:
+            torch.addmm(constant, z, self.weights[0][self.split :], out=out)
+            return
+        torch.addmm(self.parameters[self.stages[0].linear + 1], z, self.weights[0][self.split :], out=out)
+        if x is not None and self.split:
+            out.addmm_(self.dropped(0, x, first_row), self.weights[0][: self.split])
+
+    def pointwise(self, i: int, linear: Tensor, skip: Tensor | None, out: Tensor) -> None:
+        """The part of stage ``i`` behind its linear map: (R, linear width) -> ``out`` (R, w)."""
+        rows = (linear.shape[0], self.widths[i])
+        kind = self.stages[i].kind
+        if kind == "skip":
+            assert skip is not None
+            kernels().skip_norm(
+                self.code, rows, linear.data_ptr(), linear.stride(0), self.norms[i], skip.data_ptr(), skip.stride(0),
+                self.outers[i], out.data_ptr(), out.stride(0), self.threads,
+            )  # fmt: skip
+            return
+        run = kernels().glu_norm if kind == "glu" else kernels().silu_norm
+        run(self.code, rows, linear.data_ptr(), linear.stride(0), self.norms[i], out.data_ptr(), out.stride(0), self.threads)
+
+    def forward(
+        self, linear: list[Tensor], x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor
+    ) -> None:
+        """[x | z] (R, split), (R, D) -> ``out`` (R, D); leaves every linear map's output in ``linear``."""
+        outputs: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            y = linear[i]
+            if stage.source == INPUT:
+                self.input_map(x, z, constant, first_row, y)
+            else:
+                source = self.dropped(i, outputs[stage.source], first_row)
+                torch.addmm(self.parameters[stage.linear + 1], source, self.weights[i], out=y)
+            result = out if i == len(self.stages) - 1 else y.new_empty(y.shape[0], self.widths[i])
+            self.pointwise(i, y, outputs[stage.skip] if stage.kind == "skip" else None, result)
+            outputs.append(result)
+
+    def outputs(self, linear: list[Tensor], only: list[int]) -> dict[int, Tensor]:
+        """Outputs of the stages ``only``, computed again from what was kept."""
+        found: dict[int, Tensor] = {}
+        for i in only:
+            y = linear[i]
+            skip = found.get(self.stages[i].skip) if self.stages[i].kind == "skip" else None
+            found[i] = y.new_empty(y.shape[0], self.widths[i])
+            self.pointwise(i, y, skip, found[i])
+        return found
+
+
+class SynapseGradients:
+    """The backward pass of a :class:`Synapses`: per tick down to the input, weights over all ticks at the end."""
+
+    def __init__(self, synapses: Synapses) -> None:
+        self.synapses = synapses
+        groups = kernels().ROW_GROUPS
+        self.norms = {
+            index: tuple(synapses.parameters[index].new_zeros(groups, width) for _ in range(2))
+            for stage, width in zip(synapses.stages, synapses.widths, strict=True)
+            for index in (stage.norm, stage.outer)
+            if index >= 0
+        }
+
+    def _norm(self, index: int) -> tuple[int, int]:
+        weight, bias = self.norms[index]
+        return weight.data_ptr(), bias.data_ptr()
+
+    def pointwise(self, i: int, linear: Tensor, skip: Tensor | None, grad: Tensor, out: Tensor) -> Tensor | None:
+        """Gradient of stage ``i``'s linear map into ``out``; returns that of ``skip``."""
+        s = self.synapses
+        rows = (linear.shape[0], s.widths[i])
+        stage = s.stages[i]
+        if stage.kind == "skip":
+            assert skip is not None
+            dskip = torch.empty_like(skip)
+            kernels().skip_norm_backward(
+                s.code, rows, linear.data_ptr(), linear.stride(0), s.norms[i], skip.data_ptr(), skip.stride(0),
+                s.outers[i], grad.data_ptr(), grad.stride(0), out.data_ptr(), out.stride(0), dskip.data_ptr(),
+                dskip.stride(0), self._norm(stage.norm), self._norm(stage.outer), s.threads,
+            )  # fmt: skip
+            return dskip
+        run = kernels().glu_norm_backward if stage.kind == "glu" else kernels().silu_norm_backward
+        run(
+            s.code, rows, linear.data_ptr(), linear.stride(0), s.norms[i], grad.data_ptr(), grad.stride(0),
+            out.data_ptr(), out.stride(0), self._norm(stage.norm), s.threads,
+        )  # fmt: skip
+        return None
+
+    def backward(
+        self, linear: list[Tensor], grads: list[Tensor], grad: Tensor, first_row: int, want_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Gradients of x and z from that of the output (R, D); leaves every linear map's gradient in ``grads``."""
+        s = self.synapses
+        kept = s.outputs(linear, s.keep)
+        pending: dict[int, Tensor] = {len(s.stages) - 1: grad}
+        for i in reversed(range(len(s.stages))):
+            stage = s.stages[i]
+            dskip = self.pointwise(i, linear[i], kept.get(stage.skip), pending.pop(i), grads[i])
+            if dskip is not None:
+                pending[stage.skip] = dskip
+            if stage.source == INPUT:
+                continue
+            below = s.dropped(i, grads[i] @ s.parameters[stage.linear], first_row)
+            if stage.source in pending:
+                pending[stage.source] += below
+            else:
+                pending[stage.source] = below
+        weight = s.parameters[s.stages[0].linear]
+        dz = s.dropped(0, grads[0] @ weight[:, s.split :], first_row, 1)
+        dx = s.dropped(0, grads[0] @ weight[:, : s.split], first_row) if want_x and s.split else None
+        return dx, dz
+
+    def weights(
+        self, linear: list[Tensor], grads: list[Tensor], x: Tensor | None, z: Tensor, wanted: Callable[[int], bool]
+    ) -> list[Tensor | None]:
+        """Gradients of all parameters from all rows at once: one product per linear map."""
+        s = self.synapses
+        result: list[Tensor | None] = [None] * len(s.parameters)
+        for index, (weight, bias) in self.norms.items():
+            result[index], result[index + 1] = weight.sum(0), bias.sum(0)
+        kept = s.outputs(linear, s.keep)
+        for i, stage in enumerate(s.stages):
+            if wanted(stage.linear + 1):
+                result[stage.linear + 1] = grads[i].sum(0)
+            if not wanted(stage.linear):
+                continue
+            upward = grads[i].t()
+            if stage.source == INPUT:
+                out = torch.empty_like(s.parameters[stage.linear])
+                torch.mm(upward, s.dropped(0, z, 0, 1), out=out[:, s.split :])
+                if x is not None and s.split:
+                    torch.mm(upward, s.dropped(0, x, 0), out=out[:, : s.split])
+                result[stage.linear] = out
+                continue
+            source = stage.source
+            if source not in kept:
+                skip = kept.get(s.stages[source].skip) if s.stages[source].kind == "skip" else None
+                value = linear[source].new_empty(linear[source].shape[0], s.widths[source])
+                s.pointwise(source, linear[source], skip, value)
+            else:
+                value = kept[source]
+            result[stage.linear] = upward @ s.dropped(i, value, 0)
+        return result
