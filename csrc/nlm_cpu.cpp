@@ -353,24 +353,23 @@ struct Tile {
   }
 };
 
-// Calls run(Tile) for tiles of R, R/2, ..., 1 rows until all rows are done.
+// Calls run(Tile) for tiles of R, R/2, ..., 1 rows until rows [row, end) are done.
 template <class T, class X, int R, class Run>
 CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block, T* scratch,
-                              int64_t row, const Run& run) {
-  for (; row + R <= n.rows; row += R)
+                              int64_t row, int64_t end, const Run& run) {
+  for (; row + R <= end; row += R)
     run(Tile<T, X, R>{n, masks, w, block, row, scratch, scratch + n.memory * R * lanes<T>});
-  if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, run);
+  if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
 }
 
-template <class T, class X, class Run>
-void for_each_block(const NlmSizes& n, const NlmDropout& drop, const T* packed, int threads, const Run& run) {
-  const Masks<T> masks(n, drop);
+// Calls run(block index, tile scratch, buffer of `extra` elements) for every block.
+template <class T, class Run>
+void for_each_block(const NlmSizes& n, int64_t extra, int threads, const Run& run) {
   parallel_for(threads, block_count<T>(n), [&](int64_t index) {
-    const size_t bytes = sizeof(T) * lanes<T> * CTM_ROWS * static_cast<size_t>(n.memory + 2 * n.hidden);
+    const int64_t tile = lanes<T> * CTM_ROWS * (n.memory + 2 * n.hidden);
+    const size_t bytes = sizeof(T) * static_cast<size_t>(tile + extra);
     T* scratch = static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    const T* w = packed + index * block_elements<T>(n);
-    for_each_tile<T, X, CTM_ROWS>(n, masks, w, block_at<T>(n, index), scratch, 0,
-                                  [&](const auto& tile) { run(index, tile); });
+    run(index, scratch, scratch + tile);
     std::free(scratch);
   });
 }
@@ -378,14 +377,37 @@ void for_each_block(const NlmSizes& n, const NlmDropout& drop, const T* packed, 
 template <class T, class X>
 void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s, X* z,
                    int64_t z_row, int threads) {
-  for_each_block<T, X>(n, drop, packed, threads, [&](int64_t, const auto& tile) { tile.forward(x, s, z, z_row); });
+  const Masks<T> masks(n, drop);
+  for_each_block<T>(n, 0, threads, [&](int64_t index, T* scratch, T*) {
+    const T* w = packed + index * block_elements<T>(n);
+    for_each_tile<T, X, CTM_ROWS>(n, masks, w, block_at<T>(n, index), scratch, 0, n.rows,
+                                  [&](const auto& tile) { tile.forward(x, s, z, z_row); });
+  });
 }
+
+// The weight gradients of this many rows are summed apart before they join the rest: the rounding error of one sum
+// over the rows of all ticks would be several times that of a matrix product.
+constexpr int64_t kChunkRows = 128;
 
 template <class T, class X>
 void backward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s,
                     const T* dz, int64_t dz_row, T* dx, const NlmStrides& dx_strides, T* dpacked, int threads) {
-  for_each_block<T, X>(n, drop, packed, threads, [&](int64_t index, const auto& tile) {
-    tile.backward(x, s, dz, dz_row, dx, dx_strides, dpacked ? dpacked + index * block_elements<T>(n) : nullptr);
+  const Masks<T> masks(n, drop);
+  const int64_t size = block_elements<T>(n);
+  const bool apart = dpacked && n.rows > kChunkRows;
+  for_each_block<T>(n, apart ? size : 0, threads, [&](int64_t index, T* scratch, T* part) {
+    const T* w = packed + index * size;
+    const Block block = block_at<T>(n, index);
+    T* total = dpacked ? dpacked + index * size : nullptr;
+    for (int64_t row = 0; row < n.rows; row += kChunkRows) {
+      const int64_t end = row + kChunkRows < n.rows ? row + kChunkRows : n.rows;
+      if (apart) std::memset(part, 0, sizeof(T) * static_cast<size_t>(size));
+      for_each_tile<T, X, CTM_ROWS>(n, masks, w, block, scratch, row, end, [&](const auto& tile) {
+        tile.backward(x, s, dz, dz_row, dx, dx_strides, apart ? part : total);
+      });
+      if (apart)
+        for (int64_t i = 0; i < size; i += lanes<T>) store(total + i, load(total + i) + load(part + i));
+    }
   });
 }
 

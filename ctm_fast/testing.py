@@ -1,0 +1,158 @@
+"""The ops as one table: inputs, arguments that take gradients, and the numerical contract they are held to.
+
+Tests and benchmarks of every op run over :data:`CASES`; a new op adds one :class:`Op` and its cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ctm_fast import ops
+
+Inputs = dict[str, Tensor | None]
+
+
+class Op(NamedTuple):
+    """A public op: the function, its inputs for given sizes, and the names of what it returns."""
+
+    run: Callable[..., Any]
+    inputs: Callable[..., Inputs]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of an op: sizes and keyword arguments, with a readable name."""
+
+    op: str
+    name: str
+    sizes: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
+        """Arguments by name, in the order of the op's signature; floating-point ones of ``dtype``, on the CPU."""
+        return OPS[self.op].inputs(*self.sizes, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+    def run(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
+        """The op's outputs by name."""
+        op = OPS[self.op]
+        found = op.run(*inputs.values(), **self.options, backend=backend)
+        return dict(zip(op.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+
+    def evaluate(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
+        """Outputs, and the gradient of every floating-point argument as ``"d " + name``, for one fixed cotangent."""
+        leaves = {name: _leaf(value) for name, value in inputs.items()}
+        outputs = self.run(leaves, backend)
+        wanted = {name: x for name, x in leaves.items() if x is not None and x.requires_grad}
+        grads = torch.autograd.grad(list(outputs.values()), list(wanted.values()), cotangents(outputs))
+        found = {name: y.detach() for name, y in outputs.items()}
+        return found | {f"d {name}": g for name, g in zip(wanted, grads, strict=True)}
+
+
+def cotangents(outputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Gradients to start a backward pass from; exact in bfloat16, so the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((y.shape, y.dtype) for y in outputs.values())
+    return [torch.randn(s, generator=generator).to(torch.bfloat16).to(dtype) for s, dtype in shapes]
+
+
+def upcast(inputs: Inputs) -> Inputs:
+    """The same numbers in float64."""
+    return {k: x.double() if x is not None and x.is_floating_point() else x for k, x in inputs.items()}
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """||found - truth|| / ||truth||; the absolute error where the truth is zero."""
+    scale = truth.double().norm().item() or 1.0
+    return (found.double() - truth.double()).norm().item() / scale
+
+
+def error_bound(plain: float, dtype: torch.dtype) -> float:
+    """The largest relative error allowed where plain PyTorch makes ``plain`` in the same dtype."""
+    return max(2 * plain, 4 * torch.finfo(dtype).eps)
+
+
+def _leaf(x: Tensor | None) -> Tensor | None:
+    return x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
+
+
+def nlm_inputs(
+    batch: int, neurons: int, memory: int, hidden: int, *, dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    """Arguments of ``ops.nlm`` at the published initialisation's scale; ``hidden`` 0 is a linear model."""
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    width = hidden or 1
+    found: Inputs = {
+        "history": random(batch, neurons, memory),
+        "w1": random(memory, 2 * width, neurons, scale=(memory + 2 * width) ** -0.5),
+        "b1": random(1, neurons, 2 * width, scale=0.1),
+        "t1": torch.tensor([1.25], dtype=dtype),
+    }
+    if hidden:
+        found["w2"] = random(hidden, 2, neurons, scale=(hidden + 2) ** -0.5)
+        found["b2"] = random(1, neurons, 2, scale=0.1)
+        found["t2"] = torch.tensor([0.75], dtype=dtype)
+    return found
+
+
+def sync_inputs(
+    ticks: int, batch: int, neurons: int, pairs: int, *, dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    """Arguments of ``ops.sync``: random pairs, so some repeat and some join a neuron with itself."""
+    state = torch.float32 if dtype == torch.bfloat16 else dtype
+
+    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    left, right = torch.randint(0, neurons, (2, pairs), generator=generator)
+    left[: pairs // 4] = right[: pairs // 4]
+    return {
+        "activations": random(ticks, batch, neurons),
+        "left": left,
+        "right": right,
+        "decay": random(pairs).abs(),
+        "alpha": random(batch, pairs, dtype=state),
+        "beta": random(pairs, dtype=state).abs(),
+    }
+
+
+OPS = {
+    "nlm": Op(ops.nlm, nlm_inputs, ("z",)),
+    "sync": Op(ops.sync, sync_inputs, ("synchronisation", "alpha", "beta")),
+}
+
+_DROPOUT = {"dropout": 0.3, "seed": 7}
+
+CASES = (
+    OpCase("nlm", "deep", (5, 37, 6, 4)),
+    OpCase("nlm", "deep-dropout", (5, 37, 6, 4), _DROPOUT),
+    OpCase("nlm", "deep-whole-vectors", (8, 64, 8, 16)),
+    OpCase("nlm", "deep-batch-1", (1, 33, 25, 16)),
+    OpCase("nlm", "deep-one-neuron", (3, 1, 5, 3)),
+    OpCase("nlm", "deep-memory-1-hidden-1", (7, 19, 1, 1)),
+    OpCase("nlm", "deep-many-rows", (129, 17, 3, 2)),
+    OpCase("nlm", "linear", (5, 37, 6, 0)),
+    OpCase("nlm", "linear-dropout", (6, 20, 9, 0), _DROPOUT),
+    OpCase("nlm", "linear-one-of-all", (1, 1, 1, 0)),
+    OpCase("nlm", "no-batch", (0, 9, 4, 2)),
+    OpCase("nlm", "no-neurons", (3, 0, 4, 2)),
+    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
+    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
+    OpCase("sync", "one-tick", (1, 3, 16, 40)),
+    OpCase("sync", "batch-1-long", (40, 1, 33, 17)),
+    OpCase("sync", "many-samples", (3, 67, 12, 65)),
+    OpCase("sync", "one-neuron", (4, 2, 1, 3)),
+    OpCase("sync", "no-pairs", (3, 2, 5, 0)),
+    OpCase("sync", "no-batch", (3, 0, 5, 4)),
+)
