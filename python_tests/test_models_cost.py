@@ -1,14 +1,13 @@
 """The published forward costs what the published model costs: kernel-sized aten ops per tick.
 
-A kernel-sized op computes or copies; views and bare allocations are left out. The ops of one tick are half the
-difference between three and five ticks, the longer pass adding to the gradients that the shorter one left: so were
-the published numbers counted.
+A kernel-sized op computes or copies; views and bare allocations are left out. The ops of one tick are half
+the difference between three and five ticks, the longer pass adding to the gradients that the shorter one
+left: the published numbers were counted so.
 """
 
 from collections import Counter
 
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctm_fast.models import presets
