@@ -1,0 +1,179 @@
+"""The command line that every experiment shares: train, evaluate, analyse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+from accelerate import Accelerator
+from torch import nn
+
+from tasks import checkpointing
+from tasks.config import TrainConfig
+from tasks.errors import UserError, require
+from tasks.folders import make_folder, open_run_folder, write_text
+from tasks.setup import make_accelerator
+from tasks.task import Task
+from tasks.train import Trainer
+
+Config = TypeVar("Config", bound=TrainConfig)
+INTERRUPTED = 130
+
+
+def _data_dir() -> Path | None:
+    return Path(os.environ["CTM_FAST_DATA"]) if os.environ.get("CTM_FAST_DATA") else None
+
+
+@dataclass(frozen=True)
+class Train(Generic[Config]):
+    """Train a preset; any of its settings can be changed by an option."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    preset: str
+    """Named configuration that the other options start from."""
+    out: Path | None = None
+    """Run folder (default: outputs/<experiment>/<preset>)."""
+    resume: bool = False
+    """Continue from the run folder's checkpoint, bit for bit; start if it has none."""
+    overwrite: bool = False
+    """Remove an earlier run from the run folder first."""
+    data_dir: Path | None = dataclasses.field(default_factory=_data_dir)
+    """Data folder (default: CTM_FAST_DATA)."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a checkpoint on the evaluation set and write evaluation.json."""
+
+    preset: str
+    """Preset whose default run folder holds the checkpoint."""
+    checkpoint: Path | None = None
+    """Checkpoint file or run folder (default: outputs/<experiment>/<preset>)."""
+    out: Path | None = None
+    """Folder for the results (default: the checkpoint's)."""
+    data_dir: Path | None = dataclasses.field(default_factory=_data_dir)
+    """Data folder (default: CTM_FAST_DATA)."""
+    cpu: bool = False
+    """Stay on the CPU although an accelerator is there."""
+
+
+@dataclass(frozen=True)
+class Analyse(Evaluate):
+    """Draw the pictures of a checkpoint."""
+
+
+def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) -> int:
+    """Run ``train``, ``evaluate`` or ``analyse`` of one experiment; returns the exit status.
+
+    0: done; 1: a folder, a file or the training itself failed, in one sentence; 2: wrong arguments; 130:
+    interrupted, with the checkpoint kept.
+    """
+    try:
+        command = _parse(task_class, list(sys.argv[1:] if arguments is None else arguments))
+        folder = Path("outputs", task_class.name, command.preset)
+        if isinstance(command, Train):
+            return _train(task_class(command.config, command.data_dir), command, command.out or folder)
+        path = checkpointing.find(command.checkpoint or folder)
+        target = make_folder(command.out or path.parent)
+        run = _analyse if isinstance(command, Analyse) else _evaluate
+        run(*_load(task_class, path, command), target)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the checkpoints written so far are kept", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parse(task_class: type[Task[Any]], arguments: list[str]) -> Any:
+    presets = task_class.presets
+    preset = _option(arguments, "--preset") or next(iter(presets))
+    if preset not in presets:
+        print(
+            f"{task_class.name}: preset must be one of {', '.join(presets)}, got {preset!r}", file=sys.stderr
+        )
+        raise SystemExit(2)
+    train = tyro.conf.subcommand("train", default=Train(presets[preset], preset))
+    evaluate = tyro.conf.subcommand("evaluate", default=Evaluate(preset))
+    analyse = tyro.conf.subcommand("analyse", default=Analyse(preset))
+    commands: Any = (
+        Annotated[Train[task_class.config_class], train]  # type: ignore[name-defined]
+        | Annotated[Evaluate, evaluate]
+        | Annotated[Analyse, analyse]
+    )
+    return tyro.cli(
+        commands,
+        args=arguments,
+        prog=f"python -m tasks.{task_class.name}",
+        description=f"{task_class.__doc__} Presets: {', '.join(presets)}.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    for value, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if value == name:
+            return following
+        if value.startswith(name + "="):
+            return value.removeprefix(name + "=")
+    return None
+
+
+def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
+    resume = open_run_folder(folder, command.resume, command.overwrite)
+    trainer = Trainer(task, folder, resume)
+    if not trainer.fit():
+        print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
+        return INTERRUPTED
+    if trainer.accelerator.is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        for path in task.analyse(model.eval(), folder):
+            print(f"wrote {path}")
+    return 0
+
+
+def _load(
+    task_class: type[Task[Any]], path: Path, command: Evaluate
+) -> tuple[Task[Any], nn.Module, Accelerator]:
+    state = checkpointing.load(path)
+    config = _saved_config(task_class, state, path)
+    task = task_class(config, command.data_dir)
+    accelerator = make_accelerator(dataclasses.replace(config, cpu=command.cpu))
+    model = task.build_model()
+    checkpointing.load_model(model, state, path)
+    return task, accelerator.prepare(model).eval(), accelerator
+
+
+def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path) -> Any:
+    require("args" in state, "checkpoint", "hold its settings 'args'", str(path), "load")
+    saved = vars(state["args"])
+    owner = saved.get("task", task_class.name)
+    require(owner == task_class.name, "checkpoint", f"be of {task_class.name}", f"one of {owner}", "load")
+    names = {field.name for field in dataclasses.fields(task_class.config_class)}
+    if "task" not in saved:  # published: the names of the loop's own settings mean something else there
+        names -= {field.name for field in dataclasses.fields(TrainConfig)}
+    return task_class.config_class(**{name: saved[name] for name in names & saved.keys()})
+
+
+def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
+    metrics = task.evaluate(model, accelerator)
+    for name, value in metrics.items():
+        print(f"{name:<34}{value.mean().item():.4f}")
+    path = folder / "evaluation.json"
+    write_text(path, json.dumps({name: value.tolist() for name, value in metrics.items()}, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+def _analyse(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
+    paths = task.analyse(accelerator.unwrap_model(model), folder)
+    require(bool(paths), "checkpoint", "be of an experiment with pictures", task.name, "analyse")
+    for path in paths:
+        print(f"wrote {path}")

@@ -1,0 +1,56 @@
+"""Output folders: made, checked for writing and cleared before any work is done."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from tasks import checkpointing
+from tasks.errors import UserError, require
+
+RUN_FILES = (checkpointing.LAST, checkpointing.BEST, "train.csv", "test.csv")
+BOARD = "tensorboard"
+
+
+def make_folder(folder: Path) -> Path:
+    """Create ``folder`` with its parents and check that files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"out: folder must be writable, got {str(folder)!r} ({error.strerror or error})"
+        ) from error
+    return folder
+
+
+def open_run_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
+    """Make ``folder`` ready for a run and say whether there is a checkpoint to continue from.
+
+    Raises:
+        UserError: the folder cannot be written, or holds files and neither ``resume`` nor ``overwrite`` is
+            set.
+    """
+    require(not (resume and overwrite), "options", "be one of --resume and --overwrite", "both", "out")
+    make_folder(folder)
+    if resume:
+        return (folder / checkpointing.LAST).exists()
+    if overwrite:
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / BOARD, ignore_errors=True)
+    elif any(folder.iterdir()):
+        must = "be new or empty unless --resume or --overwrite is given"
+        raise UserError(f"out: folder must {must}, got {str(folder)!r}")
+    return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"out: {path} must be writable, got {error.strerror or error}") from error

@@ -1,0 +1,60 @@
+"""Pictures that several experiments share, made without pyplot: no display or global state is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tasks.errors import UserError
+
+Array = NDArray[np.floating]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` to ``path``; the ending decides the format."""
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"analyse: {path} must be writable, got {error.strerror or error}") from error
+    return path
+
+
+def accuracy_per_tick(axes: Axes, accuracy: Array, chosen: Array, at_chosen: float, chance: float) -> None:
+    """Accuracy (T,) over ticks 1 to T, with the spread of the most certain ticks (N,) of the samples."""
+    ticks = np.arange(1, len(accuracy) + 1)
+    low, middle, high = np.percentile(chosen, (10, 50, 90))
+    axes.axvspan(low, high, color="tab:orange", alpha=0.15, lw=0, label="10 to 90 % of most certain ticks")
+    axes.axvline(middle, color="tab:orange", lw=1, label=f"median most certain tick: {middle:.0f}")
+    axes.axhline(
+        at_chosen,
+        color="tab:green",
+        ls="--",
+        lw=1.2,
+        label=f"at the most certain tick: {100 * at_chosen:.1f} %",
+    )
+    axes.axhline(chance, color="0.6", ls=":", lw=1.2, label="chance")
+    axes.plot(ticks, accuracy, color="tab:blue", marker="o", ms=3, label="at every tick")
+    axes.set(
+        xlabel="internal tick",
+        ylabel="accuracy",
+        xlim=(0.5, len(ticks) + 0.5),
+        ylim=(min(chance, 0.45), 1.02),
+    )
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def heat_map(axes: Axes, values: Array, label: str, vmin: float, vmax: float, cmap: str = "viridis") -> None:
+    """``values`` (rows, T): ticks 1 to T to the right, rows 1 to n downwards, with a colour bar ``label``."""
+    rows, ticks = values.shape
+    extent = (0.5, ticks + 0.5, rows + 0.5, 0.5)
+    image = axes.imshow(
+        values, aspect="auto", cmap=cmap, vmin=vmin, vmax=vmax, extent=extent, interpolation="nearest"
+    )
+    axes.set(xlabel="internal tick")
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.colorbar(image, ax=axes, label=label, pad=0.02)

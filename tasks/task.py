@@ -1,0 +1,74 @@
+"""What an experiment says about itself; everything else is the shared loop's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from tasks.config import TrainConfig
+from tasks.logs import Meter
+
+Config = TypeVar("Config", bound=TrainConfig)
+Batch = tuple[Tensor, ...]
+
+
+class Task(ABC, Generic[Config]):
+    """One experiment: data, model, loss, score, pictures. See :mod:`tasks` for the contract."""
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[TrainConfig]]
+    presets: ClassVar[Mapping[str, TrainConfig]]
+    score: ClassVar[str]
+
+    def __init__(self, config: Config, data_dir: Path | None = None) -> None:
+        self.config = config
+        self.data_dir = data_dir
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A fresh model, drawn from the global generators; lazy parameters are allowed."""
+
+    @abstractmethod
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        """Training batch of ``step`` on the CPU, inputs first; everything random comes from ``generator``."""
+
+    @abstractmethod
+    def evaluation_batches(self) -> Iterable[Batch]:
+        """The fixed evaluation set."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss and metrics, each (B, ...) with one row per sample."""
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+        """Means of the loss and of all metrics over the evaluation set, shared out over the processes."""
+        was_training = model.training
+        model.eval()
+        meter = Meter()
+        for index, batch in enumerate(self.evaluation_batches()):
+            if index % accelerator.num_processes == accelerator.process_index:
+                loss, metrics = self.loss(model, send_to_device(batch, accelerator.device))
+                meter.add({"loss": loss, **metrics})
+        model.train(was_training)
+        if accelerator.num_processes > 1:
+            meter.reduce(accelerator)
+        return meter.take()
+
+    def analyse(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Draw the experiment's pictures of a trained model into ``folder``; returns their files."""
+        return []
+
+
+def batch_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
+    """Generator of one training batch, a pure function of its arguments: data has no position to restore."""
+    entropy = np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
