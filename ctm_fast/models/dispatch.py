@@ -12,8 +12,8 @@ from ctm_fast import backend
 def run_forward(kind: str, model: Any, *inputs: Any) -> Any:
     """Run the forward of ``model``; ``kind`` is "base", "sort", "qamnist" or "rl".
 
-    The published forward runs on the reference backend, and once where lazy parameters wait for their shapes, so that
-    they are drawn in the published order.
+    The published forward runs on the reference backend, and once where lazy parameters wait for their shapes,
+    so that they are drawn in the published order.
     """
     from ctm_fast import forward
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast.models.checks import require
+from ctm_fast.models.hub import HubMixin
 from ctm_fast.nn.backbones import BACKBONES, backbone_width, build_backbone
 from ctm_fast.nn.positional import POSITIONAL_EMBEDDINGS, build_positional_embedding
 from ctm_fast.nn.resnet import RESNETS
@@ -37,7 +38,7 @@ def uniform_parameter(*shape: int, fan: int | None = None) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-class AttendedFeatures(nn.Module):
+class AttendedFeatures(nn.Module, HubMixin):
     """Backbone, positional embedding, key-value projection and attention with one query.
 
     A subclass sets ``backbone_type``, ``positional_embedding_type`` and ``d_input``, then calls

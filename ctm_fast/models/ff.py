@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.hub import HubMixin
 from ctm_fast.nn.nlm import Squeeze
 from ctm_fast.nn.resnet import RESNETS, build_resnet
 
 
-class FFBaseline(nn.Module):
+class FFBaseline(nn.Module, HubMixin):
     """1x1 convolution to RGB, ResNet, average pooling, hidden layer of ``d_model``, ``out_dims`` predictions.
 
     Args:

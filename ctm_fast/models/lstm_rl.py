@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ctm_fast.models.checks import require, require_positive
 from ctm_fast.models.features import uniform_parameter
+from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.tracking import TickRecord
 from ctm_fast.nn.backbones import RL_BACKBONES, build_backbone
 
 GRID_CELLS = 49
 
 
-class LSTMBaselineRL(nn.Module):
+class LSTMBaselineRL(nn.Module, HubMixin):
     """An LSTM cell that reads the same features for ``iterations`` ticks at every environment step.
 
     Args:

@@ -38,8 +38,10 @@ def certainty_over_ticks(predictions: Tensor, prediction_reshaper: Sequence[int]
 
 
 class CertaintyOverTicks(torch.autograd.Function):
-    """Certainties of all ticks: logits (T, B, C) -> (B, 2, T). Keeps the logits alone for a backward that is rarely
-    asked for, since the published losses only take the most certain tick's index."""
+    """Certainties of all ticks: logits (T, B, C) -> (B, 2, T).
+
+    Keeps the logits alone for a backward that is rarely asked for: the published losses take an index only.
+    """
 
     @staticmethod
     def forward(ctx: Any, ticks: Tensor, reshaper: tuple[int, ...]) -> Tensor:
