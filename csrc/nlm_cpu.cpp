@@ -1,6 +1,7 @@
 #include "nlm.h"
 
 #include <cstdlib>
+#include <vector>
 
 #include "parallel.h"
 #include "simd.h"
@@ -97,6 +98,18 @@ void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, 
   });
 }
 
+struct Sum {  // Neumaier's: the gradient of t cancels over all weights of all neurons
+  double value = 0.0, rest = 0.0;
+
+  void add(double x) {
+    const double next = value + x;
+    rest += std::abs(value) >= std::abs(x) ? (value - next) + x : (x - next) + value;
+    value = next;
+  }
+  // NaN and infinity have no rest.
+  double total() const { return std::isfinite(value) ? value + rest : value; }
+};
+
 // The packed weight is w / t, so dw = dpacked / t and dt = -sum(dpacked * packed) / t.
 template <class T>
 void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad, T* w2,
@@ -104,12 +117,12 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
   const int64_t blocks = block_count<T>(n);
   T *w[2] = {w1, w2}, *b[2] = {b1, b2};
   const T t[2] = {t1, t2};
-  double* partial = static_cast<double*>(std::calloc(2 * blocks + 1, sizeof(double)));
+  std::vector<Sum> partial(2 * blocks);
   parallel_for(threads, blocks, [&](int64_t index) {
     const Block block = block_at<T>(n, index);
     const int64_t base = index * block_elements<T>(n);
     const auto add = [&](int64_t at, int layer, Vec<T> g) {
-      partial[2 * index + layer] -= static_cast<double>(sum_lanes<T>(g * load(packed + base + at)));
+      partial[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(packed + base + at))));
     };
     for_each_vector<T>(
         n, block,
@@ -124,11 +137,10 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
           for (int l = 0; l < block.width; ++l) b[layer][to + l * step] = g[l] / t[layer];
         });
   });
-  double sum[2] = {0.0, 0.0};
-  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2] += partial[i];
-  std::free(partial);
-  *t1_grad = static_cast<T>(sum[0] / t1);
-  if (n.deep) *t2_grad = static_cast<T>(sum[1] / t2);
+  Sum sum[2];
+  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2].add(partial[i].total());
+  *t1_grad = static_cast<T>(sum[0].total() / t1);
+  if (n.deep) *t2_grad = static_cast<T>(sum[1].total() / t2);
 }
 
 template <class T>

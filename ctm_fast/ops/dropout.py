@@ -21,9 +21,10 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def row_keys(seed: int, rows: Tensor) -> Tensor:
-    """Keys (…) of int64 row numbers (…): the upper half of a splitmix64 step."""
-    x = (rows + 1) * _signed(0x9E3779B97F4A7C15) + _signed(seed & 0xFFFFFFFFFFFFFFFF)
+def row_keys(seed: int | Tensor, rows: Tensor) -> Tensor:
+    """Keys (...) of int64 row numbers (...): the upper half of a splitmix64 step. A tensor seed has one element."""
+    start = seed.reshape(()) if isinstance(seed, Tensor) else _signed(seed & 0xFFFFFFFFFFFFFFFF)
+    x = (rows + 1) * _signed(0x9E3779B97F4A7C15) + start
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return _shift(x ^ _shift(x, 31), 32)

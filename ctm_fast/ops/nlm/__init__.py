@@ -49,10 +49,9 @@ def nlm(
         TypeError, ValueError: "nlm: argument must ..., got ...". RuntimeError if a named backend cannot run.
     """
     weights = check("nlm", history, w1, b1, t1, w2, b2, t2)
-    check_dropout(dropout)
-    seed_tensor = as_seed(seed) if dropout > 0.0 else None
+    check_dropout("nlm", dropout)
+    drawn = as_seed("nlm", seed) if dropout > 0.0 else None
     if backends.choose("nlm", backend, history) == "native":
-        return autograd.native(history, *weights, dropout=dropout, seed=seed_tensor)
+        return autograd.native(history, *weights, dropout=dropout, seed=drawn)
     weights_cast = [w.to(history.dtype) if w is not None else None for w in weights]
-    number = int(seed_tensor.item()) if seed_tensor is not None else 0
-    return reference.nlm(history, *weights_cast, dropout=dropout, seed=number)  # type: ignore[arg-type]
+    return reference.nlm(history, *weights_cast, dropout=dropout, seed=drawn)  # type: ignore[arg-type]

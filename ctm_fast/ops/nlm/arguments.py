@@ -22,7 +22,8 @@ def check_weights(
         raise ValueError(f"{op}: w1 must have an even, positive number of outputs (M, 2H, D), got {(memory, outputs, neurons)}")
     deep = [x is not None for x in (w2, b2, t2)]
     if any(deep) != all(deep):
-        raise ValueError(f"{op}: w2, b2, t2 must be given together or not at all")
+        given = [name for name, x in zip(("w2", "b2", "t2"), deep, strict=True) if x]
+        raise ValueError(f"{op}: w2, b2, t2 must be given together or not at all, got {', '.join(given)} alone")
     if not any(deep) and outputs != 2:
         raise ValueError(f"{op}: w1 must have 2 outputs where there is no second layer, got {outputs}")
     second = [checks.floating(op, name, x) for name, x in (("w2", w2), ("b2", b2), ("t2", t2))] if all(deep) else []
@@ -47,18 +48,25 @@ def check(op: str, history: object, *weights: object) -> Weights:
     return checked
 
 
-def check_dropout(p: float) -> None:
-    """Raise ``ValueError`` unless 0 <= p < 1."""
+def check_dropout(op: str, p: float) -> None:
+    """Raise ``ValueError`` unless 0 <= p < 1, ``TypeError`` unless it is a number."""
+    if not isinstance(p, (int, float)):
+        raise TypeError(f"{op}: dropout must be a number, got {type(p).__name__}")
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"nlm: dropout must be in [0, 1), got {p}")
+        raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
 
 
-def as_seed(seed: int | Tensor | None) -> Tensor:
+def as_seed(op: str, seed: int | Tensor | None) -> Tensor:
     """An int64 tensor of shape (1,) from what the caller gave."""
     if seed is None:
         return draw_seed()
     if isinstance(seed, int):
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"{op}: seed must fit 64 signed bits, got {seed}")
         return torch.tensor([seed], dtype=torch.int64)
-    if not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1:
-        raise TypeError("nlm: seed must be an int or an int64 tensor with one element")
-    return seed
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"{op}: seed must be an int or an int64 tensor with one element, got {type(seed).__name__}")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        got = f"{seed.dtype} of shape {tuple(seed.shape)}"
+        raise TypeError(f"{op}: seed must be an int or an int64 tensor with one element, got {got}")
+    return seed.reshape(1)

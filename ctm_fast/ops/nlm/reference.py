@@ -14,11 +14,13 @@ from ctm_fast.ops.dropout import keep_mask, row_keys
 Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def masks(history: Tensor, hidden: int, p: float, seed: int, first_row: int = 0) -> tuple[Tensor, Tensor]:
-    """Dropout masks of the input (B, D, M) and of the hidden layer (B, D, H)."""
+def masks(
+    history: Tensor, hidden: int, p: float, seed: int | Tensor | None, first_row: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Dropout masks of the input (B, D, M) and of the hidden layer (B, D, H); a seed of None counts as 0."""
     batch, neurons, memory = history.shape
     device = history.device
-    keys = row_keys(seed, torch.arange(first_row, first_row + batch, device=device))[:, None, None]
+    keys = row_keys(0 if seed is None else seed, torch.arange(first_row, first_row + batch, device=device))[:, None, None]
     slots = torch.arange(memory + hidden, device=device)[None, None, :] * neurons
     indices = slots + torch.arange(neurons, device=device)[None, :, None]
     mask = keep_mask(p, keys, indices, history.dtype)
@@ -40,7 +42,7 @@ def nlm(
     t2: Tensor | None = None,  # (1)
     *,
     dropout: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor | None = None,
     first_row: int = 0,
 ) -> Tensor:  # (B, D)
     """GLU(layer(history)), and for deep models GLU(layer(...)) once more."""
@@ -81,7 +83,7 @@ def nlm_backward(
     t2: Tensor | None = None,
     *,
     dropout: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor | None = None,
     first_row: int = 0,
 ) -> Grads:
     """The gradients that the kernels compute, derived by hand: history, w1, b1, t1, w2, b2, t2."""

@@ -1,6 +1,6 @@
 """The loop form of ``nlm``: weights packed once, a write-once history, one call per tick.
 
-Autograd keeps per tick nothing but the new pre-activation, in the history itself. The gradients of the history and
+Autograd keeps per tick nothing but the new pre-activation, in the history's rows. The gradients of the rows and
 of the post-activations of all ticks travel backward through the chain of ticks in one buffer, so the weight
 gradients are computed once, over all ticks, when that buffer reaches the pack.
 
@@ -23,6 +23,8 @@ from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import NO_DROPOUT, Drop, drop_args
 from ctm_fast.ops.nlm import autograd, reference
 from ctm_fast.ops.nlm.arguments import Weights, as_seed, check_dropout, check_weights
+
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class NlmPack:
@@ -50,8 +52,35 @@ class NlmPack:
         checks.like("nlm_tick", "start", start, "w1", self.weights[0], (self.weights[0].dtype,))
         if batch < 0 or ticks < 1:
             raise ValueError(f"nlm_tick: batch must be >= 0 and ticks >= 1, got {batch} and {ticks}")
-        check_dropout(dropout)
-        return NlmHistory(self, start, batch, ticks, dropout, as_seed(seed) if dropout > 0.0 else None)
+        check_dropout("nlm_tick", dropout)
+        return NlmHistory(self, start, batch, ticks, dropout, as_seed("nlm_tick", seed) if dropout > 0.0 else None)
+
+
+class _Rows:
+    """What the ticks' graph nodes share: the pre-activations and how the kernels read them.
+
+    Holds no tensor of the graph. A node that reached one of its own outputs would never be freed.
+    """
+
+    def __init__(self, packed: NlmPack, start: Tensor, batch: int, ticks: int, drop: Drop) -> None:
+        self.memory, self.neurons, self.hidden = packed.memory, packed.neurons, packed.hidden
+        self.deep = packed.weights[3] is not None
+        self.batch, self.drop = batch, drop
+        self.data = start.new_empty(self.memory + ticks, batch, self.neurons)
+        self.data[: self.memory] = start.detach().t().unsqueeze(1)
+        self.reached = 0  # ticks that the backward pass under way has gradients for
+
+    def sizes(self, ticks: int = 1) -> autograd.Shape:
+        """The kernels' size tuple for the windows of that many ticks."""
+        return (ticks * self.batch, self.neurons, self.memory, self.hidden, self.deep)
+
+    def strides(self) -> tuple[int, int, int]:
+        """Row, neuron and memory strides of a window."""
+        return (self.neurons, 1, self.batch * self.neurons)
+
+    def drop_at(self, t: int) -> Drop:
+        """Dropout arguments of tick ``t``."""
+        return (self.drop[0], self.drop[1], t * self.batch) if self.drop[0] else NO_DROPOUT
 
 
 class NlmHistory:
@@ -60,20 +89,19 @@ class NlmHistory:
     def __init__(
         self, packed: NlmPack, start: Tensor, batch: int, ticks: int, dropout: float, seed: Tensor | None
     ) -> None:
-        self.packed, self.batch, self.ticks = packed, batch, ticks
+        self.packed, self.start, self.batch, self.ticks = packed, start, batch, ticks
         self.dropout, self.seed = dropout, seed
-        self.drop = drop_args(dropout, seed)
+        self.computed = 0
         self.written: list[Tensor | None] = [None] * ticks
         self._grad_mode: list[bool | None] = [None] * ticks
-        self.start = start
+        self.rows: _Rows | None = None
         self.states: list[Tensor | None] = [None] * (ticks + 1)
-        if packed.backend == "native":
-            self.rows = start.new_empty(packed.memory + ticks, batch, packed.neurons)
-            self.rows[: packed.memory] = start.detach().t().unsqueeze(1)
-            self.states[0] = _Start.apply(packed.packed, start, self)
+        if packed.backend == "native" and not torch.compiler.is_compiling():
+            self.rows = _Rows(packed, start, batch, ticks, drop_args(dropout, seed))
+            self.states[0] = _Start.apply(packed.packed, start, self.rows)
 
     def __setitem__(self, t: int, pre_activation: Tensor) -> None:
-        """Write the pre-activations (B, D) of tick ``t``; a checkpoint may write the same tick again."""
+        """Write the pre-activations (B, D) of tick ``t``; a checkpoint may write the same numbers again."""
         if not 0 <= t < self.ticks:
             raise IndexError(f"nlm_tick: t must be in [0, {self.ticks}), got {t}")
         s = checks.floating("nlm_tick", "pre_activation", pre_activation)
@@ -81,6 +109,8 @@ class NlmHistory:
         checks.like("nlm_tick", "pre_activation", s, "w1", self.packed.weights[0], (self.packed.weights[0].dtype,))
         if self._grad_mode[t] not in (None, torch.is_grad_enabled()):
             raise RuntimeError("nlm_tick: reentrant checkpointing would lose gradients, use use_reentrant=False")
+        if t < self.computed and self.rows is not None and not _same_bits(s, self.rows.data[self.packed.memory + t]):
+            raise ValueError(f"nlm_tick: history[{t}] must be written once, got other values for a computed tick")
         self._grad_mode[t] = torch.is_grad_enabled()
         self.written[t] = s
 
@@ -89,18 +119,6 @@ class NlmHistory:
         start = self.start.t().unsqueeze(1).expand(-1, self.batch, -1)
         rows = [*start.unbind(0), *(x for x in self.written[: t + 1] if x is not None)]
         return torch.stack(rows[t + 1 : t + 1 + self.packed.memory], -1)
-
-    def sizes(self, rows: int) -> autograd.Shape:
-        """The kernels' size tuple for that many rows."""
-        return (rows, self.packed.neurons, self.packed.memory, self.packed.hidden, self.packed.weights[3] is not None)
-
-    def strides(self) -> tuple[int, int, int]:
-        """Row, neuron and memory strides of a window of ``rows``."""
-        return (self.packed.neurons, 1, self.batch * self.packed.neurons)
-
-    def drop_at(self, t: int) -> Drop:
-        """Dropout arguments of tick ``t``."""
-        return (self.drop[0], self.drop[1], t * self.batch) if self.seed is not None else NO_DROPOUT
 
 
 def nlm_pack(
@@ -115,14 +133,18 @@ def nlm_pack(
 ) -> NlmPack:
     """Pack the weights of neuron-level models once for many ticks. Arguments and errors as in ``ops.nlm``.
 
-    float32 and float64 run natively. One pack serves any number of histories and of backward passes; pack again
-    after an optimiser step.
+    float32 and float64 run natively; inside ``torch.compile`` the loop form is traced as plain PyTorch. One pack
+    serves any number of histories and of backward passes; pack again after an optimiser step.
     """
     weights = check_weights("nlm_pack", w1, b1, t1, w2, b2, t2)
     name = backends.choose("nlm", backend, weights[0])
-    if weights[0].dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+    if name == "native" and weights[0].dtype not in _BITS:
+        if "native" in (backend, backends.selected()):
+            raise RuntimeError(
+                f"nlm_pack: backend 'native' cannot run here: the loop form takes float32, float64, got {weights[0].dtype}"
+            )
         name = "reference"
-    return NlmPack(weights, name)
+    return NlmPack(weights, "reference" if torch.compiler.is_compiling() else name)
 
 
 def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
@@ -141,14 +163,21 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
     s = history.written[t]
     if s is None:
         raise ValueError(f"nlm_tick: history[{t}] must be written before tick {t} is computed")
-    if packed.backend == "reference":
-        seed = history.drop[1]
-        window, first_row = history.window(t), t * history.batch
-        return reference.nlm(window, *packed.weights, dropout=history.dropout, seed=seed, first_row=first_row)
-    if history.states[t] is None:
-        raise ValueError(f"nlm_tick: ticks must be computed in order, tick {t - 1} is missing")
-    z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history, t)
+    if t > history.computed:
+        raise ValueError(f"nlm_tick: ticks must be computed in order, got {t} before {history.computed}")
+    history.computed = max(history.computed, t + 1)
+    if history.rows is None:
+        masks = {"dropout": history.dropout, "seed": history.seed, "first_row": t * history.batch}
+        return reference.nlm(history.window(t), *packed.weights, **masks)
+    history.written[t] = None  # the rows hold it from now on
+    z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
     return z
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN included."""
+    bits = _BITS[a.dtype]
+    return torch.equal(a.detach().contiguous().view(bits), b.view(bits))
 
 
 class _Pack(torch.autograd.Function):
@@ -171,53 +200,53 @@ class _Start(torch.autograd.Function):
     """The state before the first tick; its backward ends the chain with the weights' and the start's gradients."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, start: Tensor, history: NlmHistory) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, start: Tensor, rows: _Rows) -> Tensor:
         ctx.save_for_backward(packed)
-        ctx.history = history
-        return packed.new_empty(()).expand(2, *history.rows.shape)
+        ctx.rows = rows
+        return packed.new_empty(()).expand(2, *rows.data.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("nlm_tick")
         (packed,) = ctx.saved_tensors
-        history: NlmHistory = ctx.history
+        rows: _Rows = ctx.rows
+        reached, rows.reached = rows.reached, 0
         dpacked = None
         if ctx.needs_input_grad[0]:
             dpacked = torch.zeros_like(packed)
-            shape, drop = history.sizes(history.ticks * history.batch), history.drop_at(0)
-            dz = grad[1, : history.ticks].flatten(0, 1)
+            dz = grad[1, :reached].flatten(0, 1)
             autograd.run_backward(
-                shape, drop, packed, history.rows[1:], history.strides(), dz, None, (0, 0, 0), dpacked
-            )
-        dstart = grad[0, : history.packed.memory].sum(1).t() if ctx.needs_input_grad[1] else None
+                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(), dz, None, (0, 0, 0),
+                dpacked,
+            )  # fmt: skip
+        dstart = grad[0, : rows.memory].sum(1).t() if ctx.needs_input_grad[1] else None
         return dpacked, dstart, None
 
 
 class _Tick(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, state: Tensor, s: Tensor, history: NlmHistory, t: int) -> Any:
+    def forward(ctx: Any, packed: Tensor, state: Tensor, s: Tensor, rows: _Rows, t: int) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(packed)
-        ctx.history, ctx.t = history, t
-        history.rows[history.packed.memory + t].copy_(s)
+        ctx.rows, ctx.t = rows, t
+        rows.data[rows.memory + t].copy_(s)
         z = torch.empty_like(s, memory_format=torch.contiguous_format)
-        autograd.run_forward(
-            history.sizes(history.batch), history.drop_at(t), packed, history.rows[t + 1 :], history.strides(), z
-        )
+        autograd.run_forward(rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), z)
         return z, state.new_empty(()).expand(state.shape)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("nlm_tick")
         (packed,) = ctx.saved_tensors
-        history: NlmHistory = ctx.history
+        rows: _Rows = ctx.rows
         t = ctx.t
         if grad is None:
-            grad = packed.new_zeros(2, *history.rows.shape)
+            grad = packed.new_zeros(2, *rows.data.shape)
+            rows.reached = max(rows.reached, t + 1)
         if dz is not None:
             grad[1, t].copy_(dz)
             autograd.run_backward(
-                history.sizes(history.batch), history.drop_at(t), packed, history.rows[t + 1 :], history.strides(),
-                grad[1, t], grad[0, t + 1 :], history.strides(), None,
+                rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), grad[1, t],
+                grad[0, t + 1 :], rows.strides(), None,
             )  # fmt: skip
-        return None, grad, grad[0, history.packed.memory + t], None, None
+        return None, grad, grad[0, rows.memory + t], None, None
