@@ -1,0 +1,1 @@
+"""Benchmarks of ``ctm_fast`` against plain PyTorch: ``python -m bench --help``."""

@@ -1,0 +1,226 @@
+"""Rows of whole models: training steps and inference.
+
+Training is forward, loss and backward into fresh gradients; the optimiser, the same for everybody, is left
+out. So are the image backbones, unless the row says "with backbone": the models are fed features of the shape
+that their backbone gives, and these get gradients too.
+
+Letters: B batch, T ticks, C outputs, K environment steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ctm_fast
+from bench import losses
+from bench.baselines import compiled, ctm, rl
+from bench.memory import hook_bytes, storages_of
+from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from ctm_fast.models import Agent, ContinuousThoughtMachineRL, presets
+
+RL_STEPS = 10
+
+Forward = Callable[..., Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A published model at one batch size.
+
+    Attributes:
+        title: name in the table.
+        preset: name in ``ctm_fast.models.presets``.
+        words: what selects its rows on the command line.
+        batch: B of training, and of inference "at batch".
+        loss: makes the training loss for B samples.
+        features: shape of one sample's features (C, H, W) where the backbone is left out.
+        overrides: arguments that differ from the preset's.
+    """
+
+    title: str
+    preset: str
+    words: tuple[str, ...]
+    batch: int
+    loss: Callable[[int], losses.Loss]
+    features: tuple[int, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Which forward it has: "base", "sort" or "rl"."""
+        if presets.get_preset(self.preset).actions:
+            return "rl"
+        return "sort" if self.preset.startswith("sort") else "base"
+
+
+def _published(model: Any, *inputs: Tensor) -> Sequence[Tensor]:
+    with ctm_fast.use_backend("reference"):
+        return _own(model, *inputs)
+
+
+def _own(model: Any, *inputs: Tensor) -> Sequence[Tensor]:
+    return _steps(model.get_states, *inputs) if isinstance(model, Agent) else model(*inputs)
+
+
+def _steps(run: Callable[..., Any], x: Tensor, pre: Tensor, post: Tensor, done: Tensor) -> Sequence[Tensor]:
+    features, state = run(x, (pre, post), done)
+    return features, *state
+
+
+def _strong_rl(model: Any, *inputs: Tensor) -> Sequence[Tensor]:
+    return _steps(partial(rl.steps, model), *inputs)
+
+
+STRONG_FORWARDS: dict[str, Forward] = {"base": ctm.base, "sort": ctm.sort, "rl": _strong_rl}
+
+
+class Problem:
+    """A model with every lazy size known, a copy no forward has run on, and fresh random inputs."""
+
+    def __init__(self, config: Config, batch: int, training: bool) -> None:
+        self.config, self.batch, self.training = config, batch, training
+        overrides = {**config.overrides, **({"backbone_type": "none"} if config.features else {})}
+        self.model: Any = presets.build(config.preset, **overrides)
+        self.inputs = self._inputs()
+        with torch.no_grad(), self._iterations(1):
+            _published(self.model, *self.inputs)
+        self.model.train(training)
+        self.pristine = deepcopy(self.model)
+        self.loss = config.loss(batch)
+        self.leaves = [*self.model.parameters(), *(x for x in self.inputs if x.requires_grad)]
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        if self.config.features:
+            return (torch.randn(self.batch, *self.config.features, requires_grad=self.training),)
+        if self.config.kind != "rl":
+            return presets.example_inputs(self.config.preset, self.batch)
+        rows = self.batch * (RL_STEPS if self.training else 1)
+        state = (torch.randn_like(s) for s in self.model.get_initial_state(self.batch))
+        return (*presets.example_inputs(self.config.preset, rows), *state, (torch.rand(rows) < 0.1).float())
+
+    @property
+    def recurrent(self) -> Any:
+        """The CTM itself."""
+        return self.model.recurrent_model if self.config.kind == "rl" else self.model
+
+    @contextmanager
+    def _iterations(self, ticks: int) -> Iterator[None]:
+        before = self.recurrent.iterations
+        self.recurrent.iterations = ticks
+        yield
+        self.recurrent.iterations = before
+
+    def kept_estimate(self) -> float:
+        """Bytes that the reference would keep, from the growth between two and three ticks."""
+
+        def at(ticks: int) -> int:
+            with self._iterations(ticks):
+                return hook_bytes(lambda: _published(self.model, *self.inputs))
+
+        two, three = at(2), at(3)
+        return two + (three - two) * (self.recurrent.iterations - 2.0)
+
+    def provider(self, forward: Forward) -> Provider:
+        """Training step or inference with ``forward``."""
+        if not self.training:
+            run = torch.no_grad()(lambda: list(forward(self.model, *self.inputs)))
+            return Provider(run, run)
+        return Provider(
+            partial(self._step, forward),
+            partial(self._check, forward),
+            lambda: forward(self.pristine, *self.inputs),
+        )
+
+    def _step(self, forward: Forward) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+        self.loss(self.model, forward(self.model, *self.inputs)).backward()
+
+    def _check(self, forward: Forward) -> list[Tensor]:
+        """Outputs and gradients without dropout, through a loss that chooses no tick."""
+        dropped = [m for m in self.model.modules() if isinstance(m, nn.Dropout | nn.MultiheadAttention)]
+        for module in dropped:
+            module.eval()
+        outputs = list(forward(self.model, *self.inputs))
+        sums = [(x * torch.cos(torch.arange(x.numel())).view(x.shape)).sum() for x in outputs]
+        loss = torch.stack(sums).sum()
+        gradients = torch.autograd.grad(loss, self.leaves, allow_unused=True, materialize_grads=True)
+        self.model.train()
+        return [*outputs, *gradients]
+
+
+def case(config: Config, batch: int, training: bool) -> Case:
+    """A training step or the inference of one model."""
+    p = Problem(config, batch, training)
+    forwards = {REFERENCE: _published, STRONG: STRONG_FORWARDS[config.kind], OWN: _own}
+    return Case(
+        {name: p.provider(forward) for name, forward in forwards.items()},
+        compiled=lambda: p.provider(compiled_forward(config.kind)),
+        estimate=p.kept_estimate if training and config.kind != "rl" else None,
+        excluded=storages_of(p.pristine),
+    )
+
+
+def compiled_forward(kind: str) -> Forward:
+    """The published forward around a compiled tick body, or for RL (T <= 10) the whole loop compiled."""
+    if kind == "base":
+        return partial(compiled.base, tick=torch.compile(compiled.base_tick))
+    if kind == "sort":
+        return partial(compiled.sort, tick=torch.compile(compiled.sort_tick))
+    whole = torch.compile(ContinuousThoughtMachineRL.published_forward)
+
+    def steps(agent: Any, *inputs: Tensor) -> Sequence[Tensor]:
+        return _own(compiled.with_forward(agent, whole), *inputs)
+
+    return steps
+
+
+PARITY = Config("parity 75/25", "parity_ctm_75_25", ("parity",), 8, losses.parity)
+CIFAR10 = Config("cifar10", "cifar10_ctm", ("cifar10",), 16, partial(losses.classes, 10), (64, 16, 16))
+MAZES_SMALL = Config(
+    "mazes small", "mazes_small", ("mazes",), 8, partial(losses.mazes, 50), (64, 8, 8), {"dropout": 0.0}
+)
+SORT = Config("sort", "sort_ctm", ("sort",), 32, losses.sort)
+CIFAR10_IMAGES = Config("cifar10 with backbone", "cifar10_ctm", ("cifar10",), 16, partial(losses.classes, 10))
+MAZES = Config("mazes published", "mazes_large", ("mazes",), 4, partial(losses.mazes, 100), (128, 10, 10))
+IMAGENET = Config(
+    "imagenet recurrent part", "imagenet_ctm", ("imagenet",), 2, partial(losses.classes, 1000), (2048, 14, 14)
+)
+CARTPOLE = Config("cartpole", "cartpole_ctm_2", ("rl",), 64, losses.policy)
+FOUR_ROOMS = Config("4rooms", "4rooms_ctm_2", ("rl",), 64, losses.policy)
+
+TARGETS = {  # training step, inference at batch 1
+    PARITY.title: (Targets(reference=10, kept=1 / 20), Targets(reference=10)),
+    CIFAR10.title: (Targets(reference=6, kept=1 / 10), Targets(reference=8)),
+    MAZES_SMALL.title: (Targets(reference=6, kept=1 / 12), Targets(reference=8)),
+    SORT.title: (Targets(reference=3), Targets(reference=5)),
+}
+NONE = Targets()
+
+
+def rows() -> list[Row]:
+    """All rows of whole models; at the published batch the reference keeps more than is allowed."""
+    configs = (PARITY, CIFAR10, MAZES_SMALL, SORT, CIFAR10_IMAGES, MAZES, IMAGENET, CARTPOLE, FOUR_ROOMS)
+    train = [_row("train", c, c.batch) for c in configs]
+    single = [_row("infer", c, 1) for c in configs]
+    batched = [_row("infer", c, c.batch) for c in configs]
+    return [*train, _row("train", CIFAR10, 512), _row("train", MAZES, 64), *single, *batched]
+
+
+def _row(kind: str, config: Config, batch: int) -> Row:
+    training = kind == "train"
+    targets = TARGETS.get(config.title, (NONE, NONE))[0 if training else 1]
+    aimed = batch == (config.batch if training else 1)
+    quick = aimed and config.title in TARGETS
+    return Row(
+        kind, f"{config.title} B{batch}", config.words, partial(case, config, batch, training),
+        targets if aimed else NONE, quick,
+    )  # fmt: skip

@@ -1,0 +1,218 @@
+"""What a row of the benchmark is, and how one is measured."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import machine, timing
+from bench.memory import bytes_kept
+
+REFERENCE, STRONG, COMPILED, OWN = "reference", "strong eager", "torch.compile", "ctm_fast"
+MEMORY_LIMIT = 8e9
+TOLERANCE = 2e-3
+
+Json = dict[str, Any]
+
+
+class Provider(NamedTuple):
+    """One way to do the work of a row.
+
+    Attributes:
+        run: what is timed.
+        check: the same work with fixed, smooth losses: tensors that must agree between providers.
+        forward: a forward that builds a graph, for the bytes kept; None where nothing is trained.
+    """
+
+    run: Callable[[], object]
+    check: Callable[[], list[Tensor]]
+    forward: Callable[[], object] | None = None
+
+
+@dataclass
+class Case:
+    """A row made ready on fresh random inputs.
+
+    Attributes:
+        providers: by name; REFERENCE, STRONG and OWN among them.
+        compiled: makes the torch.compile provider.
+        ticks: times are divided by this.
+        moved_bytes: bytes that the work must read and write; None where its matrix products are counted.
+        estimate: bytes that the reference would keep for backward, found at a smaller size.
+        excluded: tensors that the saved-tensor hooks leave out.
+    """
+
+    providers: dict[str, Provider]
+    compiled: Callable[[], Provider]
+    ticks: int = 1
+    moved_bytes: float | None = None
+    estimate: Callable[[], float] | None = None
+    excluded: Callable[[Tensor], bool] = field(default=lambda _: False)
+
+
+class Targets(NamedTuple):
+    """What a row should reach: ratios to two baselines, share of the sgemm rate, share of the bytes kept."""
+
+    reference: float | None = None
+    strong: float | None = None
+    sgemm: float | None = None
+    kept: float | None = None
+
+
+NO_TARGETS = Targets()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        kind: what is done, e.g. "nlm-tick", "train".
+        config: on which sizes.
+        words: further words that select it on the command line.
+        build: makes the case; torch's seed is set before.
+        targets: what it should reach.
+        quick: part of ``--quick``.
+    """
+
+    kind: str
+    config: str
+    words: tuple[str, ...]
+    build: Callable[[], Case]
+    targets: Targets = NO_TARGETS
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """How results and the command line call it."""
+        return f"{self.kind}/{self.config}"
+
+    def matches(self, word: str) -> bool:
+        """Whether a word of the command line selects this row."""
+        return word in (self.name, self.kind, self.config, *self.words)
+
+
+class DisagreementError(AssertionError):
+    """Two providers of a row gave different results, so nothing is timed."""
+
+
+def disagreement(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Largest relative error of a tensor in the Euclidean norm; NaN if there is one.
+
+    A tensor that is tiny beside the largest one is measured against a thousandth of that: rounding of what it
+    was summed up from decides its digits.
+    """
+    if len(expected) != len(found):
+        raise DisagreementError(f"{len(found)} results instead of {len(expected)}")
+    norms = torch.stack([x.detach().norm() for x in expected])
+    scale = norms.clamp(min=max(1e-3 * float(norms.max()), 1e-30))
+    errors = torch.stack([(a.detach() - b.detach()).norm() for a, b in zip(expected, found, strict=True)])
+    return float((errors / scale).max())
+
+
+def agreed(name: str, expected: list[Tensor], found: list[Tensor]) -> float:
+    """The error of ``name`` against the reference; raises if it is no rounding error."""
+    error = disagreement(expected, found)
+    if not error <= TOLERANCE:
+        raise DisagreementError(f"{name} differs from the reference by {error:.1e}, over {TOLERANCE:.0e}")
+    return error
+
+
+class Checked(NamedTuple):
+    """What the comparison of all providers gave: errors, its duration, matrix products of strong eager."""
+
+    errors: dict[str, float]
+    seconds: dict[str, float]
+    flop: int
+
+
+def check(case: Case) -> Checked:
+    """Compare every provider with the reference, one after the other; this also warms them up."""
+    seconds, errors, flop = {}, {}, 0
+    expected: list[Tensor] = []
+    for name, provider in case.providers.items():
+        counter = FlopCounterMode(display=False)
+        start = time.perf_counter()
+        if name == STRONG:
+            with counter:
+                found = provider.check()
+            flop = counter.get_total_flops()
+        else:
+            found = provider.check()
+        seconds[name] = time.perf_counter() - start
+        if name == REFERENCE:
+            expected = found
+        else:
+            errors[name] = agreed(name, expected, found)
+    return Checked(errors, seconds, flop)
+
+
+def measure(
+    row: Row, seed: int, effort: timing.Effort, compile_outcome: Callable[[Row, int], Json] | None = None
+) -> Json:
+    """The row's result as JSON types; a refused row carries "refused" with the estimate and no times.
+
+    Args:
+        row: what to measure.
+        seed: of the inputs and weights.
+        effort: how long.
+        compile_outcome: compiles the row's baseline elsewhere, see ``bench.compiling``; None leaves it out.
+    """
+    result: Json = {
+        "name": row.name, "kind": row.kind, "config": row.config, "threads": torch.get_num_threads(),
+        "seed": seed, "commit": machine.commit(), "load": machine.load(), "targets": row.targets._asdict(),
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    case = row.build()
+    if case.estimate is not None and (estimate := case.estimate()) > MEMORY_LIMIT:
+        return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
+    checked = check(case)
+    kept = {
+        name: bytes_kept(p.forward, case.excluded)._asdict()
+        for name, p in case.providers.items()
+        if p.forward
+    }
+    if compile_outcome is not None:
+        result["compile"] = compile_outcome(row, seed)
+        if "seconds" in result["compile"]:
+            _add_compiled(case, checked)
+    rates = machine.rates()
+    runs = {name: provider.run for name, provider in case.providers.items()}
+    samples = timing.interleave(runs, effort, checked.seconds)
+    times = _times(samples, case.ticks)
+    achieved = _achieved(case, checked.flop, times["seconds"][OWN] * case.ticks, rates)
+    return {**result, **times, "errors": checked.errors, "achieved": achieved, "kept": kept}
+
+
+def _add_compiled(case: Case, checked: Checked) -> None:
+    provider = case.compiled()
+    expected = case.providers[REFERENCE].check()
+    checked.errors[COMPILED] = agreed(COMPILED, expected, provider.check())
+    start = time.perf_counter()
+    provider.check()
+    checked.seconds[COMPILED] = time.perf_counter() - start
+    case.providers[COMPILED] = provider
+
+
+def _times(samples: Mapping[str, list[float]], ticks: int) -> Json:
+    """Median seconds per tick of every provider, and the ratios of the others to ctm_fast."""
+    others = {name: values for name, values in samples.items() if name != OWN}
+    return {
+        "seconds": {name: timing.quantile(values, 0.5) / ticks for name, values in samples.items()},
+        "ratios": {name: timing.paired_ratio(v, samples[OWN])._asdict() for name, v in others.items()},
+    }
+
+
+def _achieved(case: Case, flop: int, seconds: float, rates: Mapping[str, float]) -> Json:
+    """Rate of ctm_fast over a whole call, and its share of this machine's sgemm or copy just before."""
+    of, work = ("copy", case.moved_bytes) if case.moved_bytes is not None else ("sgemm", float(flop))
+    rate = work / seconds
+    return {"rate": rate, "of": of, "machine_rate": rates[of], "share": rate / rates[of]}

@@ -1,0 +1,29 @@
+"""All rows, and how a command line chooses among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench import models, nlm, sync
+from bench.row import Row
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the order of the table."""
+    return [*nlm.rows(), *sync.rows(), *models.rows()]
+
+
+def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:
+    """Rows that any of ``words`` selects, all without words; with ``quick`` those of the short table only.
+
+    Raises ``ValueError`` for a word that selects none.
+    """
+    rows = all_rows()
+    for word in words:
+        if not any(row.matches(word) for row in rows):
+            known = sorted({w for row in rows for w in (row.kind, *row.words)})
+            raise ValueError(
+                f"bench: name must be a row of --list or one of {', '.join(known)}, got {word!r}"
+            )
+    found = [row for row in rows if not words or any(row.matches(word) for word in words)]
+    return [row for row in found if row.quick] if quick else found
