@@ -156,7 +156,7 @@ def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path
     require("args" in state, "checkpoint", "hold its settings 'args'", str(path), "load")
     saved = vars(state["args"])
     owner = saved.get("task", task_class.name)
-    require(owner == task_class.name, "checkpoint", f"be of {task_class.name}", f"one of {owner}", "load")
+    require(owner == task_class.name, "checkpoint", f"be of {task_class.name}", owner, "load")
     names = {field.name for field in dataclasses.fields(task_class.config_class)}
     if "task" not in saved:  # published: the names of the loop's own settings mean something else there
         names -= {field.name for field in dataclasses.fields(TrainConfig)}

@@ -29,6 +29,7 @@ from tasks.setup import make_accelerator, make_optimizer, materialise
 from tasks.task import Batch, Task, batch_generator
 
 KEPT = "the last checkpoint is kept"
+NEEDED_TO_RESUME = {"optimizer_state_dict", "scheduler_state_dict", "meters", "args", "torch_rng_state"}
 MAY_CHANGE_ON_RESUME = {"num_workers", "save_every"}
 
 
@@ -119,7 +120,7 @@ class Trainer:
     def _log(self, bar: tqdm[Any]) -> None:
         means = self.meters["log"].take()
         loss = means["loss"].item()
-        require(math.isfinite(loss), "loss", f"stay finite ({KEPT})", f"{loss} by step {self.step}", "train")
+        require(math.isfinite(loss), "loss", f"stay finite ({KEPT})", loss, "train")
         bar.set_postfix(loss=f"{loss:.4f}")
         if self.log:
             self.log.write("train", self.step, means, lr=self.config.learning_rate(self.step - 1))
@@ -141,7 +142,7 @@ class Trainer:
     def _save(self, name: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
         finite = bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all())
-        require(finite, "parameters", f"stay finite ({KEPT})", f"others at step {self.step}", "train")
+        require(finite, "parameters", f"stay finite ({KEPT})", "NaN or infinity", "train")
         if self.accelerator.is_main_process:
             checkpointing.save(self._state(model), self.folder / name)
 
@@ -184,24 +185,12 @@ class Trainer:
         checkpointing.restore_random_state(state)
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        missing = {
-            "optimizer_state_dict",
-            "scheduler_state_dict",
-            "meters",
-            "args",
-            "torch_rng_state",
-        } - state.keys()
-        require(not missing, "checkpoint", "come from this loop", f"one without {sorted(missing)}", "resume")
+        missing = NEEDED_TO_RESUME - state.keys()
+        require(not missing, "checkpoint", f"hold {sorted(missing)}", str(self.folder), "resume")
         saved = vars(state["args"])
         for name, value in {"task": self.task.name, **asdict(self.config)}.items():
-            if name not in MAY_CHANGE_ON_RESUME:
-                require(
-                    saved.get(name) == value,
-                    name,
-                    f"be {saved.get(name)!r} as in the checkpoint",
-                    value,
-                    "resume",
-                )
+            must = f"be {saved.get(name)!r} as in the checkpoint"
+            require(name in MAY_CHANGE_ON_RESUME or saved.get(name) == value, name, must, value, "resume")
 
 
 class _Steps(Dataset[Batch]):
