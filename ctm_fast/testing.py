@@ -25,7 +25,7 @@ class Op(NamedTuple):
     outputs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpCase:
     """One call of an op: sizes and keyword arguments, with a readable name."""
 

@@ -108,8 +108,8 @@ def _backward(
         shape, drop_args(dropout, seed), packed, history, history.stride(), dz, dx,
         dx.stride() if dx is not None else (0, 0, 0), dpacked,
     )  # fmt: skip
-    none = packed.new_empty(0)
-    weights = unpack(packed, dpacked, w1, t1, w2, t2) if dpacked is not None else (none,) * 6
+    none = (packed.new_empty(0) for _ in range(6))  # outputs of a registered op must not alias
+    weights = unpack(packed, dpacked, w1, t1, w2, t2) if dpacked is not None else none
     return (dx.to(history.dtype) if dx is not None else history.new_empty(0), *(g.to(w1.dtype) for g in weights))
 
 

@@ -1,0 +1,250 @@
+"""What every op promises, for every case of ctm_fast.testing: accuracy, bits, strides, torch's own checks, errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctm_fast import backend as backends
+from ctm_fast.testing import CASES, OPS, Inputs, OpCase, cotangents, error_bound, relative_error, upcast
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+SEEDS = range(8)
+ids = str
+
+SMALL = (
+    OpCase("nlm", "deep", (2, 3, 4, 2)),
+    OpCase("nlm", "deep-dropout", (2, 3, 4, 2), {"dropout": 0.3, "seed": 5}),
+    OpCase("nlm", "linear", (2, 3, 4, 0)),
+    OpCase("sync", "all-ticks", (3, 2, 4, 5)),
+    OpCase("sync", "last-tick", (3, 2, 4, 5), {"last": True}),
+)
+
+# One step of memory: no sum cancels, so large inputs saturate the gates without making the result ill-conditioned.
+EXTREME = (
+    OpCase("nlm", "deep", (64, 37, 1, 1)),
+    OpCase("nlm", "linear", (64, 37, 1, 0)),
+    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
+    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
+)
+
+
+@pytest.fixture
+def _threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def over_seeds(case: OpCase, dtype: torch.dtype, backend: str, *, double: bool = False) -> dict[str, Tensor]:
+    """Every output and gradient of several draws, joined: a scalar's gradient of one draw can cancel by chance."""
+    draws = [case.inputs(dtype, seed) for seed in SEEDS]
+    found = [case.evaluate(upcast(inputs) if double else inputs, backend) for inputs in draws]
+    return {name: torch.stack([f[name] for f in found]) for name in found[0]}
+
+
+@functools.cache
+def truth(case: OpCase, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What the float64 reference makes of the inputs as they are in ``dtype``."""
+    return over_seeds(case, dtype, "reference", double=True)
+
+
+@functools.cache
+def plain_errors(case: OpCase, dtype: torch.dtype) -> dict[str, float]:
+    """Plain PyTorch's error against float64; in float64 its float32 error, scaled by the ratio of the units."""
+    measured = torch.float32 if dtype == torch.float64 else dtype
+    scale = torch.finfo(dtype).eps / torch.finfo(measured).eps
+    plain, exact = over_seeds(case, measured, "reference"), truth(case, measured)
+    return {name: relative_error(plain[name], exact[name]) * scale for name in exact}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_error_is_at_most_twice_plain_pytorch(case: OpCase, dtype: torch.dtype, simd_level: str) -> None:
+    exact, found = truth(case, dtype), over_seeds(case, dtype, "native")
+    for name, plain in plain_errors(case, dtype).items():
+        assert relative_error(found[name], exact[name]) <= error_bound(plain, dtype), name
+
+
+@pytest.mark.parametrize("sizes", [(1600, 16, 9, 8), (4099, 9, 3, 2)], ids=["vectors", "odd"])
+def test_nlm_error_over_all_rows_of_a_long_forward(sizes: tuple[int, ...]) -> None:
+    test_error_is_at_most_twice_plain_pytorch(OpCase("nlm", "long", sizes), torch.float32, "")
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_dtypes_and_shapes_are_those_of_the_reference(case: OpCase) -> None:
+    for dtype in DTYPES:
+        native, plain = (case.evaluate(case.inputs(dtype), backend) for backend in ("native", "reference"))
+        assert {k: (v.dtype, v.shape) for k, v in native.items()} == {k: (v.dtype, v.shape) for k, v in plain.items()}
+
+
+@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_same_bits_on_every_run_and_thread_count(case: OpCase, simd_level: str) -> None:
+    inputs = case.inputs()
+    torch.set_num_threads(1)
+    first = case.evaluate(inputs, "native")
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for name, value in case.evaluate(inputs, "native").items():
+            assert torch.equal(value, first[name]), (name, threads)
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape)
+
+
+def permuted(x: Tensor) -> Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def spread(x: Tensor) -> Tensor:
+    wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+@pytest.mark.parametrize("layout", [expanded, permuted, spread])
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_any_strides_give_the_same_bits(case: OpCase, layout: object) -> None:
+    assert callable(layout)
+    strided = {name: x if x is None or not x.numel() else layout(x) for name, x in case.inputs().items()}
+    dense = {name: x.clone(memory_format=torch.contiguous_format) if x is not None else x for name, x in strided.items()}
+    found, expected = case.evaluate(strided, "native"), case.evaluate(dense, "native")
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("case", SMALL, ids=ids)
+def test_gradcheck(case: OpCase) -> None:
+    inputs = {k: x.requires_grad_() if x is not None and x.is_floating_point() else x for k, x in case.inputs(torch.float64).items()}
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(case.run(dict(zip(inputs, values, strict=True)), "native").values())
+
+    assert torch.autograd.gradcheck(run, tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=ids)
+def test_create_graph_names_the_reference(case: OpCase) -> None:
+    inputs = {k: x.requires_grad_() if x is not None and x.is_floating_point() else x for k, x in case.inputs().items()}
+    first = next(iter(inputs.values()))
+    assert first is not None
+    with pytest.raises(RuntimeError, match=f"{case.op}: create_graph=True needs .* backend='reference'"):
+        torch.autograd.grad(next(iter(case.run(inputs, "native").values())).sum(), first, create_graph=True)
+    outputs = case.run(inputs, "reference")
+    (grad,) = torch.autograd.grad(list(outputs.values()), first, cotangents(outputs), create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), first)
+    assert second.isfinite().all()
+
+
+OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def op_arguments(case: OpCase, inputs: Inputs) -> tuple[object, ...]:
+    """Arguments of the registered forward."""
+    values = list(inputs.values())
+    if case.op == "sync":
+        return (*values, case.options.get("last", False))
+    values += [None] * (7 - len(values))
+    p, seed = case.options.get("dropout", 0.0), case.options.get("seed")
+    return (*values, p, torch.tensor([seed]) if seed is not None else None)
+
+
+@pytest.mark.parametrize("layout", [torch.clone, permuted], ids=["contiguous", "permuted"])
+@pytest.mark.parametrize("case", SMALL, ids=ids)
+def test_opcheck(case: OpCase, layout: object) -> None:
+    assert callable(layout)
+    arguments = op_arguments(case, {k: layout(x) if x is not None else x for k, x in case.inputs().items()})
+    forward, backward = (getattr(torch.ops.ctm_fast, f"{case.op}_{way}").default for way in ("forward", "backward"))
+    torch.library.opcheck(forward, arguments, test_utils=OPCHECKS)
+    outputs = forward(*arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = [layout(g) for g in cotangents(dict(enumerate(outputs)))]  # type: ignore[arg-type]
+    for wanted in ((True, True), (False, False)) if case.op == "nlm" else ((),):
+        torch.library.opcheck(backward, (*grads, *arguments, *wanted), test_utils=OPCHECKS)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does so itself
+@pytest.mark.parametrize("case", SMALL, ids=ids)
+def test_compiles_in_one_graph(case: OpCase) -> None:
+    inputs = case.inputs()
+    expected = case.evaluate(inputs)
+
+    def scaled(*values: Tensor) -> tuple[Tensor, ...]:
+        outputs = case.run(dict(zip(inputs, values, strict=True)))
+        return tuple(2 * y for y in outputs.values())
+
+    compiled = torch.compile(scaled, fullgraph=True, backend="aot_eager")
+    leaves = [x.requires_grad_() if x is not None and x.is_floating_point() else x for x in inputs.values()]
+    outputs = compiled(*leaves)
+    named = dict(zip(OPS[case.op].outputs, outputs, strict=True))
+    wanted = [x for x in leaves if x is not None and x.requires_grad]
+    grads = torch.autograd.grad(outputs, wanted, cotangents(named))
+    for y, value in zip((*outputs, *grads), expected.values(), strict=True):
+        torch.testing.assert_close(y, 2 * value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_named_backends_run_or_raise(op: str) -> None:
+    case = next(case for case in CASES if case.op == op)
+    inputs = case.inputs()
+    with pytest.raises(ValueError, match=f"{op}: backend must be None or one of .*, got 'cuda'"):
+        case.run(inputs, "cuda")
+    with pytest.raises(RuntimeError, match=f"{op}: backend 'triton' cannot run here: {op} has no Triton kernel"):
+        case.run(inputs, "triton")
+    meta = {k: x.to("meta") if x is not None else x for k, x in inputs.items()}
+    with pytest.raises(RuntimeError, match=f"{op}: backend 'native' cannot run here: .* on the CPU only"):
+        case.run(meta, "native")
+    half = {k: x.half() if x is not None and x.is_floating_point() else x for k, x in inputs.items()}
+    half |= {k: inputs[k] for k in ("alpha", "beta") if op == "sync"}
+    with pytest.raises(RuntimeError, match="cannot run here: .* take float32, float64, bfloat16"):
+        case.run(half, "native")
+    for y in case.run(half).values():
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_use_backend_chooses_for_the_block(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.op == op)
+    with backends.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' cannot run here"):
+        case.run(case.inputs())
+    with backends.use_backend("reference"):
+        chosen = case.run(case.inputs())
+    for name, y in case.run(case.inputs(), "reference").items():
+        assert torch.equal(chosen[name], y)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if 0 not in c.sizes[:3]], ids=ids)
+def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float, simd_level: str) -> None:
+    for name, x in case.inputs().items():
+        if x is None or not x.is_floating_point() or not x.numel():
+            continue
+        inputs = case.inputs()
+        poisoned = inputs[name]
+        assert poisoned is not None
+        poisoned.view(-1)[poisoned.numel() // 2] = value
+        found, expected = case.evaluate(inputs, "native"), case.evaluate(inputs, "reference")
+        for key, y in expected.items():
+            assert torch.equal(found[key].isnan(), y.isnan()), (name, key)
+            assert torch.equal(found[key].isinf(), y.isinf()), (name, key)
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-39, 3e18], ids=["1e4", "denormal", "3e18"])
+@pytest.mark.parametrize("case", EXTREME, ids=ids)
+def test_extreme_values(case: OpCase, scale: float, simd_level: str) -> None:
+    inputs = case.inputs()
+    first = next(iter(inputs))
+    inputs[first] = inputs[first] * scale  # type: ignore[operator]
+    plain, found = case.evaluate(inputs, "reference"), case.evaluate(inputs, "native")
+    for name, y in case.evaluate(upcast(inputs), "reference").items():
+        assert torch.equal(found[name].isfinite(), plain[name].isfinite()), name
+        if plain[name].isfinite().all():
+            smallest = torch.finfo(torch.float32).tiny * y.numel()
+            bound = error_bound(relative_error(plain[name], y), torch.float32) * y.norm().item()
+            assert (found[name].double() - y).norm().item() <= bound + smallest, name
