@@ -21,7 +21,7 @@ PUBLISHED = {"parity_ctm_75_25": (59, 144), "cifar10_ctm": (86, 244), "mazes_sma
 class KernelCounter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
-        self.ops = Counter()
+        self.ops: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not func.is_view and func.overloadpacket.__name__ not in FREE:
@@ -54,7 +54,7 @@ def test_keys_and_values_are_projected_at_every_tick():
     inputs = presets.example_inputs(name)
     model = presets.build(name, iterations=1)
     model(*inputs)
-    calls = []
+    calls: list[int] = []
     model.attention.register_forward_hook(lambda *_: calls.append(1))
     model.iterations = 4
     model.published_forward(*inputs)

@@ -200,7 +200,7 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def build(name: str, **overrides: Any) -> nn.Module:
+def build(name: str, **overrides: Any) -> Any:
     """A new model of preset ``name`` with some arguments replaced; RL presets come inside their ``Agent``."""
     preset = get_preset(name)
     model = preset.model(**{**preset.arguments, **overrides})
