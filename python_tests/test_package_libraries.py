@@ -43,3 +43,20 @@ def test_import_is_lazy() -> None:
 def test_one_openmp_runtime(order: str) -> None:
     libraries = loaded(f"import {order}")
     assert len([name for name in libraries if "libgomp" in name or "libomp" in name]) == 1
+
+
+def test_cuda_module_describes_itself() -> None:
+    cuda = pytest.importorskip("ctm_fast._cuda", reason="built without CUDA")
+    assert cuda.architectures() == ["8.0", "9.0"]
+    assert cuda.runtime_version() >= 12000
+    assert bool(cuda.no_device_reason()) == (cuda.device_count() == 0)
+    assert len(cuda.devices()) == cuda.device_count()
+
+
+@pytest.mark.needs_cuda
+def test_cuda_module_runs_on_every_gpu_of_torch() -> None:
+    from ctm_fast import _cuda
+
+    expected = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    assert [device.capability for device in _cuda.devices()] == expected
+    assert [device.reason for device in _cuda.devices()] == [""] * len(expected)
