@@ -74,7 +74,8 @@ def run(rows: Sequence[Row], threads: Sequence[int], options: argparse.Namespace
     for count in threads:
         torch.set_num_threads(count)
         for row in rows:
-            print(f"{row.name} ...", end="\r", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():
+                print(f"{row.name} ...", end="\r", file=sys.stderr, flush=True)
             try:
                 result = measure(row, seed, effort, compile_outcome)
             except DisagreementError as error:
