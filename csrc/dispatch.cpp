@@ -9,9 +9,11 @@
   extern const SyncKernels sync_kernels;        \
   extern const AttendKernels attend_kernels;    \
   extern const SynapseKernels synapse_kernels;  \
+  extern const LinearKernels linear_kernels;    \
   }
 #define CTM_TABLE(level) \
-  {#level, &level::nlm_kernels, &level::sync_kernels, &level::attend_kernels, &level::synapse_kernels}
+  {#level, &level::nlm_kernels, &level::sync_kernels, &level::attend_kernels, &level::synapse_kernels, \
+   &level::linear_kernels}
 
 CTM_DECLARE(baseline)
 #ifdef CTM_HAS_avx2

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "linear.h"
 #include "nlm.h"
 #include "sync.h"
 #include "synapse.h"
@@ -17,6 +18,7 @@ struct Kernels {
   const SyncKernels* sync;
   const AttendKernels* attend;
   const SynapseKernels* synapse;
+  const LinearKernels* linear;
 };
 
 // Best level that this CPU runs, capped by the environment variable CTM_FAST_SIMD when the module is loaded.

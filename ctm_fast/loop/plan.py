@@ -173,7 +173,7 @@ def _dropped_layer(module: nn.Module) -> tuple[nn.Module, nn.Module, float] | No
 
 def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
     """The plan on whole inputs (R, d + D), outside autograd."""
-    synapses = Synapses(plan.stages, [p.detach().contiguous() for p in plan.parameters], 0, None)
+    synapses = Synapses(plan.stages, [p.detach().contiguous() for p in plan.parameters], 0, None, x.shape[0], 1)
     linear = [x.new_empty(x.shape[0], synapses.linear_width(i)) for i in range(len(plan.stages))]
     out = x.new_empty(x.shape[0], synapses.widths[-1])
     synapses.forward(linear, None, x, None, 0, out)

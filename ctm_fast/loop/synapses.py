@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.ops.native import CODES, kernels, threads
 
 INPUT = -1
@@ -47,13 +48,22 @@ class Synapses:
         parameters: detached parameters, contiguous, float32 or float64.
         split: width of x in the input [x | z].
         seed: dropout seed, or None where no dropout acts.
+        batch, ticks: rows of a call and number of calls of the forward; no ticks, no forward.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], parameters: list[Tensor], split: int, seed: int | None) -> None:
+    def __init__(
+        self, stages: tuple[Stage, ...], parameters: list[Tensor], split: int, seed: int | None, batch: int, ticks: int
+    ) -> None:
         self.stages, self.parameters, self.split, self.seed = stages, parameters, split, seed
         self.code = CODES[parameters[0].dtype]
         self.threads = threads()
-        self.weights = [parameters[s.linear].t() for s in stages]
+        self.batch = batch
+        first = parameters[stages[0].linear]
+        self.from_x = Linear(first[:, :split], None, batch, ticks if split else 0)
+        self.linears = [
+            Linear(first[:, split:] if s.source == INPUT else parameters[s.linear], parameters[s.linear + 1], batch, ticks)
+            for s in stages
+        ]
         self.widths = [parameters[s.norm].shape[0] for s in stages]
         self.norms = [self._norm(s.norm, s.eps) for s in stages]
         self.outers = [self._norm(s.outer, s.outer_eps) if s.outer >= 0 else (0, 0, 0.0) for s in stages]
@@ -83,17 +93,13 @@ class Synapses:
         redraws it."""
         if self.seed is not None and self.stages[0].dropout > 0.0:
             return None
-        return torch.addmm(self.parameters[self.stages[0].linear + 1], x, self.weights[0][: self.split])
+        return torch.addmm(self.parameters[self.stages[0].linear + 1], x, self.from_x.weight.t())
 
     def input_map(self, x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor) -> None:
         """First linear map of [x | z] into ``out`` (R, w)."""
-        z = self.dropped(0, z, first_row, 1)
-        if constant is not None:
-            torch.addmm(constant, z, self.weights[0][self.split :], out=out)
-            return
-        torch.addmm(self.parameters[self.stages[0].linear + 1], z, self.weights[0][self.split :], out=out)
-        if x is not None and self.split:
-            out.addmm_(self.dropped(0, x, first_row), self.weights[0][: self.split])
+        self.linears[0](self.dropped(0, z, first_row, 1), out, constant)
+        if constant is None and x is not None and self.split:
+            self.from_x(self.dropped(0, x, first_row), out, out)
 
     def pointwise(self, i: int, linear: Tensor, skip: Tensor | None, out: Tensor) -> None:
         """The part of stage ``i`` behind its linear map: (R, linear width) -> ``out`` (R, w)."""
@@ -120,7 +126,7 @@ class Synapses:
                 self.input_map(x, z, constant, first_row, y)
             else:
                 source = self.dropped(i, outputs[stage.source], first_row)
-                torch.addmm(self.parameters[stage.linear + 1], source, self.weights[i], out=y)
+                self.linears[i](source, y)
             result = out if i == len(self.stages) - 1 else y.new_empty(y.shape[0], self.widths[i])
             self.pointwise(i, y, outputs[stage.skip] if stage.kind == "skip" else None, result)
             outputs.append(result)
@@ -139,7 +145,7 @@ class Synapses:
 class SynapseGradients:
     """The backward pass of a :class:`Synapses`: per tick down to the input, weights over all ticks at the end."""
 
-    def __init__(self, synapses: Synapses) -> None:
+    def __init__(self, synapses: Synapses, ticks: int) -> None:
         self.synapses = synapses
         groups = kernels().ROW_GROUPS
         self.norms = {
@@ -148,6 +154,12 @@ class SynapseGradients:
             for index in (stage.norm, stage.outer)
             if index >= 0
         }
+        first = synapses.parameters[synapses.stages[0].linear]
+        self.to_x = Linear(first[:, : synapses.split].t(), None, synapses.batch, ticks)
+        self.downward = [
+            Linear((first[:, synapses.split :] if s.source == INPUT else synapses.parameters[s.linear]).t(), None, synapses.batch, ticks)
+            for s in synapses.stages
+        ]
 
     def _norm(self, index: int) -> tuple[int, int]:
         weight, bias = self.norms[index]
@@ -188,14 +200,13 @@ class SynapseGradients:
                 pending[stage.skip] = dskip
             if stage.source == INPUT:
                 continue
-            below = s.dropped(i, grads[i] @ s.parameters[stage.linear], first_row)
+            below = s.dropped(i, self.downward[i](grads[i]), first_row)
             if stage.source in pending:
                 pending[stage.source] += below
             else:
                 pending[stage.source] = below
-        weight = s.parameters[s.stages[0].linear]
-        dz = s.dropped(0, grads[0] @ weight[:, s.split :], first_row, 1)
-        dx = s.dropped(0, grads[0] @ weight[:, : s.split], first_row) if want_x and s.split else None
+        dz = s.dropped(0, self.downward[0](grads[0]), first_row, 1)
+        dx = s.dropped(0, self.to_x(grads[0]), first_row) if want_x and s.split else None
         return dx, dz
 
     def weights(
@@ -212,12 +223,11 @@ class SynapseGradients:
                 result[stage.linear + 1] = grads[i].sum(0)
             if not wanted(stage.linear):
                 continue
-            upward = grads[i].t()
             if stage.source == INPUT:
                 out = torch.empty_like(s.parameters[stage.linear])
-                torch.mm(upward, s.dropped(0, z, 0, 1), out=out[:, s.split :])
+                outer(grads[i], s.dropped(0, z, 0, 1), out[:, s.split :])
                 if x is not None and s.split:
-                    torch.mm(upward, s.dropped(0, x, 0), out=out[:, : s.split])
+                    outer(grads[i], s.dropped(0, x, 0), out[:, : s.split])
                 result[stage.linear] = out
                 continue
             source = stage.source
@@ -227,5 +237,5 @@ class SynapseGradients:
                 s.pointwise(source, linear[source], skip, value)
             else:
                 value = kept[source]
-            result[stage.linear] = upward @ s.dropped(i, value, 0)
+            result[stage.linear] = outer(grads[i], s.dropped(i, value, 0))
         return result

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.loop.synapses import Stage, SynapseGradients, Synapses
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, kernels, threads
@@ -98,7 +99,10 @@ class _Attention:
         self.width, self.tokens = keys.shape[2], keys.shape[3]
         self.shape = (self.batch, loop.heads, self.width // loop.heads, self.tokens)
         self.scale = (self.width // loop.heads) ** -0.5
-        self.query, self.query_bias = weights.query * self.scale, weights.query_bias * self.scale
+        query, query_bias = weights.query * self.scale, weights.query_bias * self.scale
+        self.project = Linear(weights.q_proj, weights.q_proj_bias, self.batch, loop.ticks)
+        self.query = Linear(query, query_bias, self.batch, loop.ticks)
+        self.out = Linear(weights.out, weights.out_bias, self.batch, loop.ticks)
         assert loop.left is not None and loop.right is not None
         self.left, self.right = sync.pairs(z, loop.left, loop.right)
         self.r = torch.exp(-weights.decay).contiguous()
@@ -120,8 +124,8 @@ class _Attention:
 
     def queries(self, synchronisation: Tensor) -> tuple[Tensor, Tensor]:
         """(R, P) -> q_proj's output and the scaled query, (R, d) each."""
-        projected = torch.addmm(self.w.q_proj_bias, synchronisation, self.w.q_proj.t())
-        return projected, torch.addmm(self.query_bias, projected, self.query.t())
+        projected = self.project(synchronisation)
+        return projected, self.query(projected)
 
     def drop(self, t: int) -> Drop:
         return self.loop.drop(self.loop.attention_dropout, 1001, t * self.batch)
@@ -134,10 +138,6 @@ class _Attention:
             self.values[k].data_ptr(), weights.data_ptr(), out.data_ptr(), out.stride(0), self.threads,
         )  # fmt: skip
 
-    def output(self, heads: Tensor, out: Tensor | None = None) -> Tensor:
-        """Output projection (R, d) -> (R, d)."""
-        return torch.addmm(self.w.out_bias, heads, self.w.out.t(), out=out)
-
 
 def _forward_ticks(
     loop: Loop, p: Parameters, keys: Tensor, values: Tensor, given: Tensor, z: Tensor, history: Tensor, keep: bool
@@ -147,7 +147,7 @@ def _forward_ticks(
     memory = history.shape[0] - ticks
     attention = _Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
     width = p.synapses[loop.stages[0].linear].shape[1] - neurons
-    synapses = Synapses(loop.stages, list(p.synapses), width, loop.seed)
+    synapses = Synapses(loop.stages, list(p.synapses), width, loop.seed, batch, ticks)
     kept = ticks if keep and not loop.recompute else 1
     linear = [z.new_empty(kept, batch, synapses.linear_width(i)) for i in range(len(loop.stages))]
     heads = z.new_empty(ticks if keep else 1, batch, width if attention else 0)
@@ -165,7 +165,7 @@ def _forward_ticks(
             if x is None:
                 row = heads[t if keep else 0]
                 attention.attend(t, attention.queries(action)[1], weights[t if loop.track else 0], row)
-                x = attention.output(row, attended)
+                x = attention.out(row, attended)
         synapses.forward([y[t % kept] for y in linear], x, z[t], constant, t * batch, history[memory + t])
         drop = loop.drop(loop.nlm_dropout, 2002, t * batch)
         nlm.run_forward(shape, drop, packed, history[t + 1 :], strides, z[t + 1])
@@ -231,8 +231,9 @@ class _Backward:
         self.memory = history.shape[0] - self.ticks
         self.attention = _Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
         self.width = p.synapses[loop.stages[0].linear].shape[1] - self.neurons
-        self.synapses = Synapses(loop.stages, list(p.synapses), self.width, loop.seed)
-        self.gradients = SynapseGradients(self.synapses)
+        forward_ticks = 0 if linear else self.ticks  # without a forward to repeat nothing is packed for it
+        self.synapses = Synapses(loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks)
+        self.gradients = SynapseGradients(self.synapses, self.ticks)
         self.packed, self.nlm_shape, self.strides = _nlm_arguments(p.nlm, self.batch, self.neurons)
         self.dpacked = torch.zeros_like(self.packed)
         if self.attention:
@@ -248,6 +249,9 @@ class _Backward:
         a.synchronisation(0, self.ticks, a.zeros(), self.action)
         self.projected, q = a.queries(self.action.flatten(0, 1))
         self.q = q.view(self.ticks, self.batch, self.width)
+        self.from_out = Linear(a.w.out.t(), None, self.batch, self.ticks)
+        self.from_query = Linear(a.query.weight.t(), None, self.batch, self.ticks)
+        self.from_project = Linear(a.w.q_proj.t(), None, self.batch, self.ticks)
         self.dq, self.dheads = torch.zeros_like(self.q), torch.zeros_like(self.q)
         self.daction, self.dattended = torch.zeros_like(self.action), torch.zeros_like(self.q)
         tokens = self.ticks, self.batch, self.loop.heads * a.tokens
@@ -261,7 +265,7 @@ class _Backward:
         if self.attention is None:
             index = torch.tensor([-1 - i for i in self.loop.inputs])
             return self.given[index]
-        attended = self.attention.output(self.heads.flatten(0, 1)).view(self.ticks, self.batch, self.width)
+        attended = self.attention.out(self.heads.flatten(0, 1)).view(self.ticks, self.batch, self.width)
         for t, i in enumerate(self.loop.inputs):
             if i < 0:
                 attended[t] = self.given[-1 - i]
@@ -319,7 +323,7 @@ class _Backward:
         assert a is not None
         if dx is not None:
             self.dattended[t] = dx
-            torch.mm(dx, a.w.out, out=self.dheads[t])
+            self.from_out(dx, self.dheads[t])
             k = self.loop.inputs[t]
             dropped = a.drop(t)[0] > 0.0
             plain = self.scratch if dropped else self.weights[t]
@@ -328,7 +332,7 @@ class _Backward:
                 a.values[k].data_ptr(), self.dheads[t].data_ptr(), self.width, self.weights[t].data_ptr(),
                 plain.data_ptr(), self.dscores[t].data_ptr(), self.dq[t].data_ptr(), self.width, a.threads,
             )  # fmt: skip
-            torch.mm(self.dq[t] @ a.query, a.w.q_proj, out=self.daction[t])
+            self.from_project(self.from_query(self.dq[t]), self.daction[t])
         kernels().sync_backward(
             a.code, (1, self.batch, self.neurons, a.pairs, False), self.z[t].data_ptr(), (0, self.neurons),
             a.left.data_ptr(), a.right.data_ptr(), a.r.data_ptr(), a.root[t].data_ptr(), 0, 0,
@@ -381,7 +385,7 @@ class _Backward:
         a = self.attention
         assert a is not None
         dq, projected = self.dq.flatten(0, 1), self.projected
-        dprojected = dq @ a.query
+        dprojected = self.from_query(dq)
         dout = self.dattended.flatten(0, 1)
         dr, dbeta, alpha0, galpha = torch.empty_like(a.r), torch.zeros_like(a.r), a.zeros(), a.zeros()
         shape = (self.ticks, self.batch, self.neurons, a.pairs, False)
@@ -394,6 +398,6 @@ class _Backward:
         heads = self.heads if len(attending) == self.ticks else self.heads[attending]
         dheads = dout if len(attending) == self.ticks else self.dattended[attending].flatten(0, 1)
         return (
-            dprojected.t() @ self.action.flatten(0, 1), dprojected.sum(0), dq.t() @ projected * a.scale,
-            dq.sum(0) * a.scale, dheads.t() @ heads.flatten(0, 1), dout.sum(0), -a.r * dr,
+            outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,
+            dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0), -a.r * dr,
         )  # fmt: skip
