@@ -123,6 +123,8 @@ def test_keys_and_shapes_image():
         ({"memory_length": 0}, "memory_length must be at least 1, got 0"),
         ({"synapse_depth": 0}, "synapse_depth must be at least 1, got 0"),
         ({"d_model": -1}, "d_model must be at least 1, got -1"),
+        ({"n_synch_action": 0}, "n_synch_action must select neurons for heads=2, got 0"),
+        ({"heads": 3}, "d_input must be a multiple of heads=3, got 8"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )

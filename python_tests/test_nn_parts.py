@@ -39,6 +39,19 @@ def test_super_linear_with_one_output_drops_the_dimension():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_dims": 0, "out_dims": 2, "N": 4}, "sizes must be at least 1, got 0, 2, 4"),
+        ({"in_dims": 3, "out_dims": 2, "N": 4, "dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
+    ],
+    ids=["size", "dropout"],
+)
+def test_super_linear_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SuperLinear(**arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "keys"),
     [
         (

@@ -75,6 +75,22 @@ def test_module_equals_a_naive_sum(selection):
             torch.testing.assert_close(s[:, p], numerator / weights.sum().sqrt())
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_several_ticks_equal_one_by_one(selection):
+    sync = Synchronisation(d_model=10, n_synch=3, selection=selection).double()
+    history = torch.randn(4, 2, 10, dtype=torch.float64, requires_grad=True)
+    together, last = sync(history)
+    state, single = None, []
+    for tick in history:
+        s, state = sync(tick, state)
+        single.append(s)
+    torch.testing.assert_close(torch.stack(single), together)
+    torch.testing.assert_close(state, last)
+    leaves = (history, sync.decay_params)
+    expected = torch.autograd.grad(together.square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(torch.stack(single).square().sum(), leaves), expected)
+
+
 def test_clamp_keeps_storage_and_earlier_graphs():
     decay: Any = torch.nn.Parameter(torch.tensor([-1.0, 0.0, 3.0, 99.0]))
     address = decay.data_ptr()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctm_fast.models.checks import require_positive
+from ctm_fast.models.checks import require, require_positive
 from ctm_fast.models.dispatch import run_forward
 from ctm_fast.models.features import AttendedFeatures, uniform_parameter, verify_features
 from ctm_fast.models.synchronised import Synchronised
@@ -80,6 +80,7 @@ class ContinuousThoughtMachine(AttendedFeatures, Synchronised):
         super().__init__()
         require_positive(iterations=iterations, d_model=d_model, d_input=d_input, n_synch_out=n_synch_out)
         require_positive(synapse_depth=synapse_depth, memory_length=memory_length)
+        require(n_synch_action >= bool(heads), f"n_synch_action must select neurons for heads={heads}, got 0")
         self.iterations, self.d_model, self.d_input, self.out_dims = iterations, d_model, d_input, out_dims
         self.memory_length, self.prediction_reshaper = memory_length, list(prediction_reshaper)
         self.n_synch_out, self.n_synch_action = n_synch_out, n_synch_action

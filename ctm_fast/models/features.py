@@ -63,6 +63,11 @@ class AttendedFeatures(nn.Module, HubMixin):
 
     def build_attention(self, heads: int, dropout: float) -> None:
         """Make ``kv_proj``, ``q_proj`` and ``attention``; all None without heads."""
+        require(heads >= 0, f"heads must be at least 0, got {heads}")
+        require(
+            not heads or self.d_input % heads == 0,
+            f"d_input must be a multiple of heads={heads}, got {self.d_input}",
+        )
         self.kv_proj = self.q_proj = self.attention = None
         if heads:
             self.kv_proj = nn.Sequential(nn.LazyLinear(self.d_input), nn.LayerNorm(self.d_input))

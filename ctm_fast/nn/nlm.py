@@ -43,6 +43,10 @@ class SuperLinear(nn.Module):
         self, in_dims: int, out_dims: int, N: int, T: float = 1.0, do_norm: bool = False, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if min(in_dims, out_dims, N) < 1:
+            raise ValueError(f"SuperLinear: sizes must be at least 1, got {in_dims}, {out_dims}, {N}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"SuperLinear: dropout must be in [0, 1), got {dropout}")
         self.in_dims = in_dims
         self.dropout: nn.Module = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.layernorm: nn.Module = nn.LayerNorm(in_dims) if do_norm else nn.Identity()

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctm_fast.ops.sync import sync as ops_sync
+
 SELECTIONS = ("first", "last", "random", "random-pairing")
 MAX_DECAY = 15.0
 
@@ -134,15 +136,24 @@ class Synchronisation(nn.Module):
         return pair_indices(self.selection, self.neuron_indices_left, self.neuron_indices_right)
 
     def forward(
-        self, activated_state: Tensor, state: tuple[Tensor, Tensor] | None = None
+        self, activations: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Add one tick: activations (B, D), state before -> synchronisation (B, P), state after."""
-        left, right = self.pair_indices()
-        alpha, beta = state or (None, None)
+        """Go on from ``state``, which None starts.
+
+        Args:
+            activations: post-activations of one tick (B, D) or of several (T, B, D).
+            state: what the call before returned.
+
+        Returns:
+            Synchronisation (B, P) or (T, B, P), and the state (B, P) and (P) for the next call. One call with
+            T ticks equals T calls with one each, gradients included.
+        """
+        one = activations.dim() == 2
         clamp_decay_(self.decay_params)
-        pairs = activated_state[:, left] * activated_state[:, right]
-        alpha, beta = decayed_update(pairs, alpha, beta, torch.exp(-self.decay_params))
-        return alpha / torch.sqrt(beta), (alpha, beta)
+        alpha, beta = state or (None, None)
+        ticks = activations.unsqueeze(0) if one else activations
+        s, alpha, beta = ops_sync(ticks, *self.pair_indices(), self.decay_params, alpha, beta, last=one)
+        return s, (alpha, beta)
 
 
 def _check_selection(selection: str) -> None:
