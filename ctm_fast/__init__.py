@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ctm_fast import models, nn, ops
+    from ctm_fast.acceleration import accelerate, restore
     from ctm_fast.backend import use_backend
 
 _MODULES = ("models", "nn", "ops")
-_FUNCTIONS = {"use_backend": "ctm_fast.backend"}
+_FUNCTIONS = {
+    "accelerate": "ctm_fast.acceleration",
+    "restore": "ctm_fast.acceleration",
+    "use_backend": "ctm_fast.backend",
+}
 
-__all__ = ["__version__", "models", "nn", "ops", "use_backend"]
+__all__ = ["__version__", "accelerate", "models", "nn", "ops", "restore", "use_backend"]
 
 try:
     __version__ = version("ctm_fast")

@@ -20,7 +20,7 @@ from ctm_fast.nn.certainty import CertaintyOverTicks
 from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_
 from ctm_fast.ops.sync import sync
 
-KINDS = ("base", "sort", "qamnist", "rl")
+ACCELERATED = "_ctm_fast_kind"  # in the dictionary of a class that ctm_fast.accelerate made
 
 
 @lru_cache(maxsize=64)
@@ -39,20 +39,12 @@ def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def overridden(model: Any, name: str) -> bool:
-    """Whether a class more derived than the one that defines the published forward redefines ``name``."""
-    for cls in type(model).__mro__:
-        if name in cls.__dict__:
-            return not _defines_forward(cls, type(model))
-        if "forward" in cls.__dict__ and not cls.__dict__.get("_ctm_fast_accelerated", False):
-            return False
-    return False
-
-
-def _defines_forward(cls: type, of: type) -> bool:
-    return any(
-        "forward" in base.__dict__ and not base.__dict__.get("_ctm_fast_accelerated", False)
-        for base in of.__mro__[: of.__mro__.index(cls) + 1]
-    )
+    """Whether the user redefined a piece of the model: on the object, or in a class below that of the forward."""
+    if name in model.__dict__:
+        return True
+    classes = [cls for cls in type(model).__mro__ if not cls.__dict__.get(ACCELERATED, False)]
+    owners = [next((i for i, cls in enumerate(classes) if key in cls.__dict__), len(classes)) for key in (name, "forward")]
+    return owners[0] < owners[1]
 
 
 @torch.compiler.disable
@@ -182,7 +174,8 @@ def _read_out(model: Any, sync_out: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     if overridden(model, "compute_certainty"):
         certainties = torch.stack([model.compute_certainty(y) for y in ticks], -1)
     else:
-        certainties = CertaintyOverTicks.apply(ticks, tuple(model.prediction_reshaper))
+        wide = ticks.float() if ticks.dtype in (torch.bfloat16, torch.float16) else ticks
+        certainties = CertaintyOverTicks.apply(wide, tuple(model.prediction_reshaper))
     return predictions, certainties.to(dtype).contiguous()
 
 

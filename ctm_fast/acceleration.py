@@ -1,0 +1,191 @@
+"""Makes an existing Continuous Thought Machine fast in place: same parameters, same returns, same numbers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from ctm_fast import backend, forward
+
+logger = logging.getLogger("ctm_fast")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_RECURRENT = ("iterations", "synapses", "trace_processor", "start_trace", "decay_params_out")
+_WIRING = ("out_neuron_indices_left", "out_neuron_indices_right")
+_NEEDS = {
+    "rl": ("start_activated_trace", "backbone", "d_model"),
+    "qamnist": (
+        "start_activated_state", "output_projector", "prediction_reshaper", "attention", "q_proj", "kv_proj",
+        "decay_params_action", "action_neuron_indices_left", "backbone_digit", "index_backbone", "operator_backbone",
+        "iterations_for_answering", "iterations_per_question_part",
+    ),
+    "sort": ("start_activated_state", "output_projector", "prediction_reshaper"),
+    "base": (
+        "start_activated_state", "output_projector", "prediction_reshaper", "attention", "q_proj", "kv_proj",
+        "decay_params_action", "action_neuron_indices_left", "action_neuron_indices_right", "compute_features",
+    ),
+}  # fmt: skip
+_classes: dict[tuple[type, str], type] = {}
+_TOLERANCE = 1e-3  # of the check on the first call: float32 rounding over two ticks stays far below
+_CHECKED = "_ctm_fast_checked"
+
+
+def accelerate(model: Model) -> Model:
+    """Replace the forward of a CTM, or of every CTM inside ``model``, by the fast one; returns ``model``.
+
+    Recognises the published base, sorting, QAMNIST and reinforcement-learning CTMs, and the fork with an energy
+    head, by their attributes, whatever they are called and wherever they come from. Parameters stay the same
+    objects, so optimisers keep working; signature, returns, ``track=True``, train and eval mode, dropout, the lazy
+    first call, state_dict, deepcopy, pickle and DDP work as before. Submodules of your own, with hooks or with
+    parametrizations are called as they are, and so are pieces that a subclass overrides.
+
+    The first call runs two ticks of the original beside the fast forward on one sample. If they differ, the model
+    keeps its original forward and the logger ``ctm_fast`` says so once.
+
+    Models of ``ctm_fast.models`` are fast already and are left alone.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: no CTM was found; the message says what is missing.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
+    found = False
+    for module in model.modules():
+        if _is_ours(module) or forward.ACCELERATED in type(module).__dict__:
+            found = True
+        elif (kind := recognise(module)) is not None:
+            module.__class__ = _accelerated(type(module), kind)
+            found = True
+    if not found:
+        raise ValueError(f"accelerate: model must be or contain a Continuous Thought Machine, got {_missing(model)}")
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Give every accelerated CTM in ``model`` its own forward back; returns ``model``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if forward.ACCELERATED in type(module).__dict__:
+            module.__dict__.pop(_CHECKED, None)
+            module.__class__ = type(module).__mro__[1]
+    return model
+
+
+def recognise(model: nn.Module) -> str | None:
+    """Which published CTM this is by structure: "base", "sort", "qamnist", "rl", or None."""
+    if not _has(model, _RECURRENT + _WIRING):
+        return None
+    if _has(model, _NEEDS["rl"]) and not _has(model, ("start_activated_state",)):
+        return "rl"
+    attends = getattr(model, "attention", None) is not None
+    for kind in ("qamnist", "base") if attends else ("sort",):
+        if _has(model, _NEEDS[kind]):
+            return kind
+    return None
+
+
+def _has(model: nn.Module, names: tuple[str, ...]) -> bool:
+    return all(hasattr(model, name) for name in names)
+
+
+def _missing(model: nn.Module) -> str:
+    names = [name for name in _RECURRENT + _WIRING + _NEEDS["sort"] if not hasattr(model, name)]
+    attends = getattr(model, "attention", None) is not None
+    names += [name for name in _NEEDS["base"] if attends and not hasattr(model, name) and name not in names]
+    return f"{type(model).__name__} without {', '.join(names) or 'a known combination of parts'}"
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return hasattr(type(module), "published_forward") and any(
+        cls.__module__.startswith("ctm_fast.models") for cls in type(module).__mro__
+    )
+
+
+def _accelerated(cls: type, kind: str) -> type:
+    """A subclass of ``cls`` under its own name whose forward is the fast one."""
+    if (cls, kind) in _classes:
+        return _classes[cls, kind]
+    original = cls.forward  # type: ignore[attr-defined]
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if backend.selected() == "reference" or _is_lazy(self):
+            return original(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        inputs = list(bound.arguments.values())[1:]
+        if _CHECKED not in self.__dict__:
+            self.__dict__[_CHECKED] = _agrees(self, kind, original, inputs)
+        if not self.__dict__[_CHECKED]:
+            return original(self, *args, **kwargs)
+        return getattr(forward, kind)(self, *inputs)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _rebuild, (cls, kind), self.__getstate__()
+
+    body = {
+        forward.ACCELERATED: kind, "forward": fast_forward, "__reduce_ex__": reduce, "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
+    }  # fmt: skip
+    _classes[cls, kind] = type(cls.__name__, (cls,), body)
+    return _classes[cls, kind]
+
+
+def _rebuild(cls: type, kind: str) -> Any:
+    return object.__new__(_accelerated(cls, kind))
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    return any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
+
+
+@torch.compiler.disable
+def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
+    """Whether both forwards give the same on one sample and two ticks in eval mode; says so if not."""
+    sample = [_first(value) for value in inputs]
+    modes = [(part, part.training) for part in model.modules()]
+    ticks, features = model.iterations, getattr(model, "kv_features", None)
+    model.eval()
+    model.iterations = min(ticks, 2)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            expected, found = original(model, *sample), getattr(forward, kind)(model, *sample)
+    finally:
+        model.iterations = ticks
+        for part, training in modes:
+            part.training = training
+        if features is not None:
+            model.kv_features = features
+    if _same(expected, found):
+        return True
+    logger.warning(
+        "accelerate: %s keeps its own forward, it computes something else than the published %s CTM",
+        type(model).__name__, kind,
+    )  # fmt: skip
+    return False
+
+
+def _first(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dim():
+        return value[:1]
+    return tuple(_first(item) for item in value) if isinstance(value, tuple | list) else value
+
+
+def _same(expected: Any, found: Any) -> bool:
+    if isinstance(expected, tuple | list):
+        pairs = zip(expected, found, strict=False)
+        return isinstance(found, tuple | list) and len(expected) == len(found) and all(_same(a, b) for a, b in pairs)
+    a, b = torch.as_tensor(expected), torch.as_tensor(found)
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.allclose(a.double(), b.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
