@@ -33,8 +33,8 @@ def nlm(
         glu(layer(history, w1, b1, t1)).squeeze(-1)                             # linear: no w2, b2, t2; H = 1
 
     Args:
-        history: pre-activations, newest last; any strides; float32, float64, or bfloat16/float16 (accumulated in
-            float32).
+        history: pre-activations, newest last; any strides; float32, float64, bfloat16 (the native backend
+            accumulates it in float32) or float16 (reference only).
         w1, b1, t1: first layer of every neuron; ``t1`` divides. Of the dtype of ``history``, or float32 beside a
             16-bit history.
         w2, b2, t2: second layer, all or none.
