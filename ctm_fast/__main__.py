@@ -62,7 +62,7 @@ def _threads(torch: Any) -> dict[str, Any]:
 
 
 def _cuda_version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}"
+    return f"{number // 1000}.{number % 1000 // 10}" if number else "none"
 
 
 def _cuda() -> dict[str, Any]:
