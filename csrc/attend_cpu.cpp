@@ -78,8 +78,11 @@ struct Mask {
   // Writes x * mask for one head; in == out is allowed.
   template <class T>
   void apply(int64_t tokens, int64_t head, const T* in, T* out) const {
-    for (int64_t l = 0; l < tokens; ++l)
-      out[l] = drop.keeps(key, static_cast<uint32_t>(head * tokens + l)) ? in[l] * T(drop.scale) : T(0);
+    for (int64_t l = 0; l < tokens; l += V<T>) {
+      const int n = static_cast<int>(tokens - l < V<T> ? tokens - l : V<T>);
+      const Vec<T> keep = keep_mask<T>(drop, key, static_cast<uint32_t>(head * tokens + l));
+      store_part(out + l, load_part(in + l, n) * keep, n);
+    }
   }
 };
 

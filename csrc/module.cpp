@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <map>
 
 #include "dispatch.h"
@@ -227,6 +231,17 @@ void bind_linear(py::module_& m) {
   });
 }
 
+// Asks for huge pages under a large buffer that nothing has touched yet: fewer faults and address translations.
+void advise_huge(Address address, size_t bytes) {
+#ifdef __linux__
+  constexpr Address kPage = 4096;
+  const Address first = (address + kPage - 1) / kPage * kPage, last = (address + bytes) / kPage * kPage;
+  if (last > first) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
 std::map<std::string, std::string> build_info() {
   return {{"version", CTM_VERSION}, {"compiler", __VERSION__}, {"cplusplus", std::to_string(__cplusplus)},
 #ifdef _OPENMP
@@ -243,6 +258,7 @@ std::map<std::string, std::string> build_info() {
 PYBIND11_MODULE(_C, m) {
   m.attr("ROW_GROUPS") = ctm::kRowGroups;
   m.def("build_info", ctm::build_info);
+  m.def("advise_huge", ctm::advise_huge);
   m.def("simd_level", [] { return std::string(ctm::kernels().level); });
   m.def("simd_levels", ctm::levels);
   m.def("set_simd_level", [](const std::string& name) {

@@ -153,11 +153,17 @@ struct Masks {
       : drop(d.p, d.seed), first_row(d.first_row), stride(static_cast<uint32_t>(n.neurons)) {}
   bool on() const { return drop.on(); }
   // `slot` is m for an input and M + h for a hidden activation.
-  CTM_INLINE Vec<T> at(int64_t row, int64_t slot, int64_t neuron) const {
-    const uint32_t key = row_key(drop.seed, static_cast<uint64_t>(first_row + row));
+  CTM_INLINE uint32_t key(int64_t row) const {
+    return row_key(drop.seed, static_cast<uint64_t>(first_row + row));
+  }
+  CTM_INLINE Vec<T> at(uint32_t key, int64_t slot, int64_t neuron) const {
     return keep_mask<T>(drop, key, static_cast<uint32_t>(slot) * stride + static_cast<uint32_t>(neuron));
   }
 };
+
+// Distance at which weights are prefetched: the gates between two hidden units stall the hardware's own stream.
+template <class T>
+constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));
 
 // The rows of one register tile of one block. Scratch: input [M][R], then for the backward hidden [H][2][R].
 template <class T, class X, int R>
@@ -169,8 +175,14 @@ struct Tile {
   int64_t row;
   T* input;
   T* hidden;
+  uint32_t keys[R];  // of the rows' dropout masks
 
   static constexpr int V = lanes<T>;
+
+  CTM_INLINE Tile(const NlmSizes& n_, const Masks<T>& masks_, const T* w_, Block block_, int64_t row_, T* scratch)
+      : n(n_), masks(masks_), w(w_), block(block_), row(row_), input(scratch), hidden(scratch + n_.memory * R * V) {
+    for (int r = 0; r < R; ++r) keys[r] = masks.on() ? masks.key(row + r) : 0;
+  }
 
   CTM_INLINE Vec<T> in(int64_t m, int r) const { return load(input + (m * R + r) * V); }
   CTM_INLINE T* hid(int64_t h, int half, int r) const { return hidden + ((h * 2 + half) * R + r) * V; }
@@ -196,7 +208,7 @@ struct Tile {
     if (masks.on())
       for (int64_t m = 0; m < n.memory; ++m)
         for (int r = 0; r < R; ++r)
-          store(input + (m * R + r) * V, in(m, r) * masks.at(row + r, m, block.first));
+          store(input + (m * R + r) * V, in(m, r) * masks.at(keys[r], m, block.first));
   }
 
   // u = x w1 + b1 of hidden unit h: the two halves for all rows of the tile.
@@ -205,6 +217,8 @@ struct Tile {
     const Vec<T> bias_a = load(weights + n.memory * 2 * V), bias_g = load(weights + (n.memory * 2 + 1) * V);
     CTM_UNROLL for (int r = 0; r < R; ++r) a[r] = bias_a, g[r] = bias_g;
     for (int64_t m = 0; m < n.memory; ++m) {
+      __builtin_prefetch(weights + m * 2 * V + kAhead<T>);
+      __builtin_prefetch(weights + (m * 2 + 1) * V + kAhead<T>);
       const Vec<T> wa = load(weights + m * 2 * V), wg = load(weights + (m * 2 + 1) * V);
       CTM_UNROLL for (int r = 0; r < R; ++r) {
         const Vec<T> x = in(m, r);
@@ -236,7 +250,7 @@ struct Tile {
           store(hid(h, 1, r), gate);
         }
         Vec<T> value = a[r] * gate;
-        if (masks.on()) value *= masks.at(row + r, n.memory + h, block.first);
+        if (masks.on()) value *= masks.at(keys[r], n.memory + h, block.first);
         oa[r] += value * wa;
         og[r] += value * wg;
       }
@@ -274,7 +288,7 @@ struct Tile {
         const Vec<T> a = load(hid(h, 0, r)), gate = load(hid(h, 1, r));
         Vec<T> value = a * gate, grad = oa[r] * wa + og[r] * wg;
         if (masks.on()) {
-          const Vec<T> keep = masks.at(row + r, n.memory + h, block.first);
+          const Vec<T> keep = masks.at(keys[r], n.memory + h, block.first);
           value *= keep;
           grad *= keep;
         }
@@ -320,7 +334,7 @@ struct Tile {
   }
 
   CTM_INLINE void add_dx(T* dx, const NlmStrides& s, int64_t m, int r, Vec<T> value) const {
-    if (masks.on()) value *= masks.at(row + r, m, block.first);
+    if (masks.on()) value *= masks.at(keys[r], m, block.first);
     T* to = dx + (row + r) * s.row + block.first * s.neuron + m * s.memory;
     if (s.neuron == 1) {
       store_part(to, load_part(to, block.width) + value, block.width);
@@ -370,7 +384,7 @@ template <class T, class X, int R, class Run>
 CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block, T* scratch,
                               int64_t row, int64_t end, const Run& run) {
   for (; row + R <= end; row += R)
-    run(Tile<T, X, R>{n, masks, w, block, row, scratch, scratch + n.memory * R * lanes<T>});
+    run(Tile<T, X, R>(n, masks, w, block, row, scratch));
   if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
 }
 

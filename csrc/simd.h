@@ -159,13 +159,6 @@ CTM_INLINE uint32_t row_key(uint64_t seed, uint64_t row) {
   return static_cast<uint32_t>((x ^ (x >> 31)) >> 32);
 }
 
-CTM_INLINE uint32_t element_hash(uint32_t key, uint32_t index) {
-  uint32_t x = index * 0x9E3779B1u + key;
-  x = (x ^ (x >> 16)) * 0x7FEB352Du;
-  x = (x ^ (x >> 15)) * 0x846CA68Bu;
-  return x ^ (x >> 16);
-}
-
 struct Dropout {
   uint32_t threshold;  // p * 2^32, rounded; 0 keeps everything
   float scale;         // 1 / (1 - p)
@@ -176,16 +169,26 @@ struct Dropout {
     threshold = limit >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(limit + 0.5);
   }
   bool on() const { return threshold != 0; }
-  CTM_INLINE bool keeps(uint32_t key, uint32_t index) const { return element_hash(key, index) >= threshold; }
 };
+
+// Hashes of `lanes` consecutive indices. 64-bit lanes hold 32-bit numbers.
+template <class T>
+CTM_INLINE typename VecOf<T>::bits lane_hashes(uint32_t key, uint32_t index) {
+  using Bits = typename VecOf<T>::bits;
+  const Bits low = Bits{} + 0xFFFFFFFFu;
+  Bits x;
+  for (int i = 0; i < lanes<T>; ++i) x[i] = static_cast<uint32_t>(index + static_cast<uint32_t>(i));
+  x = (x * 0x9E3779B1u + key) & low;
+  x = ((x ^ (x >> 16)) * 0x7FEB352Du) & low;
+  x = ((x ^ (x >> 15)) * 0x846CA68Bu) & low;
+  return x ^ (x >> 16);
+}
 
 // scale or 0 for `lanes` consecutive elements starting at `index`.
 template <class T>
 CTM_INLINE Vec<T> keep_mask(const Dropout& drop, uint32_t key, uint32_t index) {
-  T mask[lanes<T>];
-  for (int i = 0; i < lanes<T>; ++i)
-    mask[i] = drop.keeps(key, index + static_cast<uint32_t>(i)) ? T(drop.scale) : T(0);
-  return load(mask);
+  const auto hash = lane_hashes<T>(key, index);
+  return hash >= decltype(hash){} + drop.threshold ? splat(T(drop.scale)) : Vec<T>{};
 }
 
 }  // namespace ctm::CTM_LEVEL

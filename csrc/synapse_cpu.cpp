@@ -190,10 +190,10 @@ void dropout(Rows rows, double p, uint64_t seed, int64_t first_row, const T* x, 
   const Dropout drop(p, seed);
   parallel_for(rows.count * rows.width < 8192 ? 1 : threads, rows.count, [&](int64_t r) {
     const uint32_t key = row_key(seed, static_cast<uint64_t>(first_row + r));
-    for (int64_t i = 0; i < rows.width; ++i) {
-      const T value = x[r * x_row + i];
-      y[r * y_row + i] = drop.keeps(key, static_cast<uint32_t>(i)) ? value * T(drop.scale) : T(0);
-    }
+    over_row<T>(rows.width, [&](int64_t i, int n) {
+      const Vec<T> keep = keep_mask<T>(drop, key, static_cast<uint32_t>(i));
+      store_part(y + r * y_row + i, load_part(x + r * x_row + i, n) * keep, n);
+    });
   });
 }
 

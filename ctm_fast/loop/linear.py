@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctm_fast.ops.native import CODES, kernels, threads
+from ctm_fast.ops.native import CODES, empty, kernels, threads
 
 PACK_ROWS = 96  # rows over all ticks from which packing costs less than it saves
 PACK_TICKS = 12
@@ -48,7 +48,7 @@ class Linear:
 def pack(weight: Tensor) -> Tensor:
     """The kernel's panels of a weight (N, K) of any strides."""
     code, (outputs, inputs) = CODES[weight.dtype], weight.shape
-    packed = weight.new_empty(kernels().linear_packed_size(code, outputs, inputs))
+    packed = empty(weight, kernels().linear_packed_size(code, outputs, inputs))
     kernels().linear_pack(
         code, outputs, inputs, weight.data_ptr(), weight.stride(0), weight.stride(1), packed.data_ptr(), threads()
     )
@@ -57,7 +57,7 @@ def pack(weight: Tensor) -> Tensor:
 
 def outer(upward: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """upward^T x: gradients (R, N) and inputs (R, K) of a linear map -> the gradient (N, K) of its weight."""
-    result = upward.new_empty(upward.shape[1], x.shape[1]) if out is None else out
+    result = empty(x, upward.shape[1], x.shape[1]) if out is None else out
     code, rows = CODES[x.dtype], upward.t().contiguous()
     packed = pack(x.t())
     kernels().linear(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.loop.linear import Linear, outer
-from ctm_fast.ops.native import CODES, kernels, threads
+from ctm_fast.ops.native import CODES, empty, kernels, threads
 
 INPUT = -1
 
@@ -137,7 +137,7 @@ class Synapses:
         for i in only:
             y = linear[i]
             skip = found.get(self.stages[i].skip) if self.stages[i].kind == "skip" else None
-            found[i] = y.new_empty(y.shape[0], self.widths[i])
+            found[i] = empty(y, y.shape[0], self.widths[i])
             self.pointwise(i, y, skip, found[i])
         return found
 
@@ -224,7 +224,7 @@ class SynapseGradients:
             if not wanted(stage.linear):
                 continue
             if stage.source == INPUT:
-                out = torch.empty_like(s.parameters[stage.linear])
+                out = empty(grads[i], *s.parameters[stage.linear].shape)
                 outer(grads[i], s.dropped(0, z, 0, 1), out[:, s.split :])
                 if x is not None and s.split:
                     outer(grads[i], s.dropped(0, x, 0), out[:, : s.split])
@@ -233,7 +233,7 @@ class SynapseGradients:
             source = stage.source
             if source not in kept:
                 skip = kept.get(s.stages[source].skip) if s.stages[source].kind == "skip" else None
-                value = linear[source].new_empty(linear[source].shape[0], s.widths[source])
+                value = empty(linear[source], linear[source].shape[0], s.widths[source])
                 s.pointwise(source, linear[source], skip, value)
             else:
                 value = kept[source]

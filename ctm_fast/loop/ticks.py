@@ -19,7 +19,7 @@ from torch import Tensor
 from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.loop.synapses import Stage, SynapseGradients, Synapses
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, kernels, threads
+from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, empty, kernels, threads, zeros
 from ctm_fast.ops.nlm import autograd as nlm
 from ctm_fast.ops.sync import autograd as sync
 
@@ -149,8 +149,8 @@ def _forward_ticks(
     width = p.synapses[loop.stages[0].linear].shape[1] - neurons
     synapses = Synapses(loop.stages, list(p.synapses), width, loop.seed, batch, ticks)
     kept = ticks if keep and not loop.recompute else 1
-    linear = [z.new_empty(kept, batch, synapses.linear_width(i)) for i in range(len(loop.stages))]
-    heads = z.new_empty(ticks if keep else 1, batch, width if attention else 0)
+    linear = [empty(z, kept, batch, synapses.linear_width(i)) for i in range(len(loop.stages))]
+    heads = empty(z, ticks if keep else 1, batch, width if attention else 0)
     tokens = loop.heads * (attention.tokens if attention else 0)
     weights = z.new_empty(ticks if loop.track else 1, batch, tokens)
     packed, shape, strides = _nlm_arguments(p.nlm, batch, neurons)
@@ -197,8 +197,8 @@ class TickLoopFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.loop, ctx.structure = loop, parameters
         (batch, neurons), memory = z0.shape, start.shape[0]
-        z = z0.new_empty(loop.ticks + 1, batch, neurons)
-        history = z0.new_empty(memory + loop.ticks, batch, neurons)
+        z = empty(z0, loop.ticks + 1, batch, neurons)
+        history = empty(z0, memory + loop.ticks, batch, neurons)
         z[0], history[:memory] = z0, start
         keep = any(ctx.needs_input_grad)
         p = parameters.like(tuple(x.contiguous() for x in flat))
@@ -235,17 +235,17 @@ class _Backward:
         self.synapses = Synapses(loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks)
         self.gradients = SynapseGradients(self.synapses, self.ticks)
         self.packed, self.nlm_shape, self.strides = _nlm_arguments(p.nlm, self.batch, self.neurons)
-        self.dpacked = torch.zeros_like(self.packed)
+        self.dpacked = zeros(self.packed, *self.packed.shape)
         if self.attention:
             self._recompute_queries()
         self.inputs = self._all_inputs()
         self.linear = linear or self._recompute_synapses()
-        self.dlinear = [torch.empty_like(y) for y in self.linear]
+        self.dlinear = [empty(y, *y.shape) for y in self.linear]
 
     def _recompute_queries(self) -> None:
         a = self.attention
         assert a is not None
-        self.action = self.z.new_empty(self.ticks, self.batch, a.pairs)
+        self.action = empty(self.z, self.ticks, self.batch, a.pairs)
         a.synchronisation(0, self.ticks, a.zeros(), self.action)
         self.projected, q = a.queries(self.action.flatten(0, 1))
         self.q = q.view(self.ticks, self.batch, self.width)
@@ -255,8 +255,8 @@ class _Backward:
         self.dq, self.dheads = torch.zeros_like(self.q), torch.zeros_like(self.q)
         self.daction, self.dattended = torch.zeros_like(self.action), torch.zeros_like(self.q)
         tokens = self.ticks, self.batch, self.loop.heads * a.tokens
-        self.dscores = self.z.new_zeros(tokens)
-        self.weights = self.z.new_zeros(tokens)
+        self.dscores = zeros(self.z, *tokens)
+        self.weights = zeros(self.z, *tokens)
         self.alpha_gradient = a.zeros()
         self.scratch = self.z.new_empty(tokens[1:])
 
@@ -273,15 +273,17 @@ class _Backward:
 
     def _recompute_synapses(self) -> list[Tensor]:
         rows = self.ticks * self.batch
-        linear = [self.z.new_empty(rows, self.synapses.linear_width(i)) for i in range(len(self.loop.stages))]
+        linear = [empty(self.z, rows, self.synapses.linear_width(i)) for i in range(len(self.loop.stages))]
         unused = self.z.new_empty(rows, self.neurons)
         self.synapses.forward(linear, self.inputs.flatten(0, 1), self.z[:-1].flatten(0, 1), None, 0, unused)
         return [y.view(self.ticks, self.batch, -1) for y in linear]
 
     def run(self, dz_all: Tensor | None, dhistory: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of keys, values, given, z0, start and all parameters."""
-        self.dhistory = torch.zeros_like(self.history) if dhistory is None else dhistory.clone(memory_format=torch.contiguous_format)
-        self.dz_kept = None if self._fused() else self.z.new_empty(self.ticks, self.batch, self.neurons)
+        self.dhistory = zeros(self.z, *self.history.shape)
+        if dhistory is not None:
+            self.dhistory += dhistory
+        self.dz_kept = None if self._fused() else empty(self.z, self.ticks, self.batch, self.neurons)
         self.dx = self.z.new_zeros(self.given.shape)
         carry = self.z.new_zeros(self.batch, self.neurons)
         for t in reversed(range(self.ticks)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
+_POSITIVE = 0x7FFFFFFFFFFFFFFF
 
 
 def _signed(constant: int) -> int:
@@ -24,7 +25,8 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 def row_keys(seed: int | Tensor, rows: Tensor) -> Tensor:
     """Keys (...) of int64 row numbers (...): the upper half of a splitmix64 step. A tensor seed has one element."""
     start = seed.reshape(()) if isinstance(seed, Tensor) else _signed(seed & 0xFFFFFFFFFFFFFFFF)
-    x = (rows + 1) * _signed(0x9E3779B97F4A7C15) + start
+    # The mask changes nothing; it keeps torch.compile from folding the product into an index beyond 64 bits.
+    x = ((rows + 1) & _POSITIVE) * _signed(0x9E3779B97F4A7C15) + start
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return _shift(x ^ _shift(x, 31), 32)

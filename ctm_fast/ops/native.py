@@ -43,3 +43,19 @@ def drop_args(p: float, seed: Tensor | None, first_row: int = 0) -> Drop:
 def draw_seed() -> Tensor:
     """A seed for counter-based dropout from torch's default generator: int64, shape (1,)."""
     return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64)
+
+
+HUGE_BYTES = 1 << 21  # size of a huge page; smaller buffers gain nothing
+
+
+def empty(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor with the dtype of ``like``, on huge pages where it is large."""
+    out = like.new_empty(shape)
+    if out.nbytes >= HUGE_BYTES:
+        kernels().advise_huge(out.data_ptr(), out.nbytes)
+    return out
+
+
+def zeros(like: Tensor, *shape: int) -> Tensor:
+    """:func:`empty`, filled with zeros."""
+    return empty(like, *shape).zero_()

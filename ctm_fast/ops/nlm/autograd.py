@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, compute_dtype, drop_args, kernels, threads
+from ctm_fast.ops.native import CODES, Drop, compute_dtype, drop_args, empty, kernels, threads, zeros
 
 _WEIGHTS = "Tensor w1, Tensor b1, Tensor t1, Tensor? w2, Tensor? b2, Tensor? t2"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
@@ -31,7 +32,7 @@ def pack(w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | Non
     """Weights in the kernels' blocked layout, divided by t1 and t2: one flat tensor of the compute dtype."""
     dtype = compute_dtype(w1.dtype)
     shape = shape_of(0, w1, w2)
-    packed = torch.empty(kernels().nlm_packed_size(CODES[dtype], shape), dtype=dtype)
+    packed = empty(torch.empty(0, dtype=dtype), kernels().nlm_packed_size(CODES[dtype], shape))
     layer1 = [w1.to(dtype).contiguous(), b1.to(dtype).contiguous()]
     layer2 = [x.to(dtype).contiguous() for x in (w2, b2) if x is not None]
     address = [x.data_ptr() for x in layer2] or [0, 0]
@@ -48,9 +49,9 @@ def unpack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of (w1, b1, t1, w2, b2, t2) from the gradient of ``packed``; the last three are empty if linear."""
     memory, outputs, neurons = w1.shape
-    new = packed.new_empty
-    first = (new(w1.shape), new(1, neurons, outputs), new(1))
-    second = (new(w2.shape), new(1, neurons, 2), new(1)) if w2 is not None else (new(0), new(0), new(0))
+    new = partial(empty, packed)
+    first = (new(*w1.shape), new(1, neurons, outputs), new(1))
+    second = (new(*w2.shape), new(1, neurons, 2), new(1)) if w2 is not None else (new(0), new(0), new(0))
     kernels().nlm_unpack(
         CODES[packed.dtype], shape_of(0, w1, w2), packed.data_ptr(), grad.data_ptr(), t1.item(),
         t2.item() if t2 is not None else 1.0, *(x.data_ptr() for x in first + second), threads(),
@@ -101,7 +102,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     packed = pack(w1, b1, t1, w2, b2, t2)
     dx = torch.zeros(history.shape, dtype=packed.dtype) if want_history else None
-    dpacked = torch.zeros_like(packed) if want_weights else None
+    dpacked = zeros(packed, *packed.shape) if want_weights else None
     shape = shape_of(history.shape[0], w1, w2)
     dz = grad.to(packed.dtype).contiguous()
     run_backward(
