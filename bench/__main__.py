@@ -20,7 +20,7 @@ from bench.timing import Effort
 RESULTS = Path(__file__).resolve().parent / "results"
 QUICK_RESULTS = Path("outputs") / "bench-quick.json"
 FULL = Effort(least=5, most=25, seconds=8.0, sample_seconds=0.01)
-QUICK = Effort(least=2, most=9, seconds=1.5, sample_seconds=0.003)
+QUICK = Effort(least=2, most=9, seconds=1.5, sample_seconds=0.003, hooks=False)
 
 
 def parser() -> argparse.ArgumentParser:

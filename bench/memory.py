@@ -11,18 +11,11 @@ import ctypes
 import functools
 import gc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-
-class Kept(NamedTuple):
-    """Bytes alive because of a forward, and bytes of the distinct storages that saved-tensor hooks see."""
-
-    live: int
-    hooks: int
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -93,8 +86,3 @@ def storages_of(module: torch.nn.Module) -> Callable[[Tensor], bool]:
     """Whether a tensor shares its storage with a parameter or buffer of ``module``."""
     addresses = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
     return lambda x: x.untyped_storage().data_ptr() in addresses
-
-
-def bytes_kept(forward: Callable[[], object], excluded: Callable[[Tensor], bool] = lambda _: False) -> Kept:
-    """Both counts of ``forward``, which runs twice: the live one first, before there are caches."""
-    return Kept(live_bytes(forward), hook_bytes(forward, excluded))

@@ -70,6 +70,13 @@ def _own(model: Any, *inputs: Tensor) -> Sequence[Tensor]:
     return _steps(model.get_states, *inputs) if isinstance(model, Agent) else model(*inputs)
 
 
+def _recomputing(model: Any, *inputs: Tensor) -> Sequence[Tensor]:
+    model.recompute_synapses = True
+    outputs = model(*inputs)
+    del model.recompute_synapses
+    return outputs
+
+
 def _steps(run: Callable[..., Any], x: Tensor, pre: Tensor, post: Tensor, done: Tensor) -> Sequence[Tensor]:
     features, state = run(x, (pre, post), done)
     return features, *state
@@ -159,10 +166,10 @@ class Problem:
         loss.backward()
 
 
-def case(config: Config, batch: int, training: bool) -> Case:
-    """A training step or the inference of one model."""
+def case(config: Config, batch: int, training: bool, own: Forward = _own) -> Case:
+    """A training step or the inference of one model, ``own`` against the baselines."""
     p = Problem(config, batch, training)
-    forwards = {REFERENCE: _published, STRONG: STRONG_FORWARDS[config.kind], OWN: _own}
+    forwards = {REFERENCE: _published, STRONG: STRONG_FORWARDS[config.kind], OWN: own}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(compiled_forward(config.kind)),
@@ -214,7 +221,15 @@ def rows() -> list[Row]:
     train = [_row("train", c, c.batch) for c in configs]
     single = [_row("infer", c, 1) for c in configs]
     batched = [_row("infer", c, c.batch) for c in configs]
-    return [*train, _row("train", CIFAR10, 512), _row("train", MAZES, 64), *single, *batched]
+    refused = [_row("train", CIFAR10, 512), _row("train", MAZES, 64)]
+    return [*train, *_recomputing_rows(), *refused, *single, *batched]
+
+
+def _recomputing_rows() -> list[Row]:
+    """Training that keeps no synapse activations, where the synapses are a deep U-Net."""
+    build = partial(case, MAZES_SMALL, MAZES_SMALL.batch, True, _recomputing)
+    name = f"{MAZES_SMALL.title} B{MAZES_SMALL.batch}"
+    return [Row("train-recompute", name, MAZES_SMALL.words, build, Targets(kept=1 / 20))]
 
 
 def _row(kind: str, config: Config, batch: int) -> Row:

@@ -43,7 +43,7 @@ SINGLE = Size(512, 10, 16, 1)
 class Problem:
     """Models with random weights and the pre-activations of T ticks."""
 
-    def __init__(self, size: Size, ticks: int = TICKS) -> None:
+    def __init__(self, size: Size, ticks: int) -> None:
         self.size, self.ticks = size, ticks
         self.models = NeuronLevelModels(size.D, size.M, size.H)
         with torch.no_grad():
@@ -74,6 +74,10 @@ class Problem:
         with ctm_fast.use_backend("reference"):
             return self.published_ticks(self.published_body)
 
+    def compiled_ticks(self) -> Callable[[], list[Tensor]]:
+        """All ticks with a compiled tick body."""
+        return partial(self.published_ticks, torch.compile(self.published_body))
+
     def strong_ticks(self, permuted: strong.Permuted | None = None) -> list[Tensor]:
         """The strong eager loop; permutes the weights where they are not given."""
         permuted = permuted or strong.permute(*self.weights)
@@ -99,6 +103,11 @@ class Problem:
         with ctm_fast.use_backend("reference"):
             return [self.models(self.window)]
 
+    def compiled_window(self) -> Callable[[], list[Tensor]]:
+        """The published call compiled."""
+        models = torch.compile(self.models)
+        return lambda: [models(self.window)]
+
 
 def forward_only(run: Callable[[], list[Tensor]]) -> Provider:
     """A provider without gradients."""
@@ -108,7 +117,7 @@ def forward_only(run: Callable[[], list[Tensor]]) -> Provider:
 
 def tick_case(size: Size) -> Case:
     """Forward of all ticks, weights packed or permuted beforehand."""
-    p = Problem(size)
+    p = Problem(size, TICKS)
     with torch.no_grad():
         permuted, packed = strong.permute(*p.weights), ops.nlm_pack(*p.weights)
     providers = {
@@ -116,8 +125,7 @@ def tick_case(size: Size) -> Case:
         STRONG: forward_only(lambda: p.strong_ticks(permuted)),
         OWN: forward_only(lambda: p.own_ticks(packed)),
     }
-    body = torch.compile(p.published_body)
-    return Case(providers, compiled=lambda: forward_only(lambda: p.published_ticks(body)), ticks=TICKS)
+    return Case(providers, compiled=lambda: forward_only(p.compiled_ticks()), ticks=TICKS)
 
 
 def call_case(size: Size) -> Case:
@@ -151,17 +159,16 @@ def op_case(size: Size) -> Case:
 def _window_case(
     p: Problem, strong_eager: Callable[[], list[Tensor]], own: Callable[[], list[Tensor]]
 ) -> Case:
-    models = torch.compile(p.models)
     runs = {REFERENCE: p.reference_window, STRONG: strong_eager, OWN: own}
     return Case(
         {name: forward_only(run) for name, run in runs.items()},
-        compiled=lambda: forward_only(lambda: [models(p.window)]),
+        compiled=lambda: forward_only(p.compiled_window()),
     )
 
 
 def train_case(size: Size) -> Case:
     """Forward and backward of all ticks, packing or permuting included; every tick has a gradient."""
-    p = Problem(size)
+    p = Problem(size, TICKS)
     gradients = [torch.randn(size.B, size.D) for _ in range(TICKS)]
     leaves = [*p.weights, p.start, *p.inputs]
 
@@ -173,11 +180,10 @@ def train_case(size: Size) -> Case:
         return Provider(partial(step, forward), partial(step, forward), forward)
 
     runs = {REFERENCE: p.reference_ticks, STRONG: p.strong_ticks, OWN: p.own_ticks}
-    body = torch.compile(p.published_body)
     addresses = {x.data_ptr() for x in leaves}
     return Case(
         {name: provider(run) for name, run in runs.items()},
-        compiled=lambda: provider(lambda: p.published_ticks(body)),
+        compiled=lambda: provider(p.compiled_ticks()),
         ticks=TICKS,
         estimate=lambda: float(TICKS * hook_bytes(Problem(size, ticks=1).reference_ticks)),
         excluded=lambda x: x.untyped_storage().data_ptr() in addresses,
@@ -191,12 +197,14 @@ def rows() -> list[Row]:
         sgemm = 0.5 if size.M >= 25 else None
         tick = Targets(reference=20, strong=3, sgemm=sgemm)
         train = Targets(reference=15, strong=3)
-        quick = size.M >= 25
+        quick = size.B == 64
         words = ("nlm",)
         found += [
-            Row("nlm-tick", str(size), words, partial(tick_case, size), tick, quick=True),
+            Row("nlm-tick", str(size), words, partial(tick_case, size), tick, quick=quick),
             Row("nlm-op", str(size), words, partial(op_case, size)),
-            Row("nlm-train", str(size), words, partial(train_case, size), train, quick=quick),
+            Row(
+                "nlm-train", str(size), words, partial(train_case, size), train, quick=quick and size.M == 25
+            ),
         ]
     single = str(SINGLE)
     call, op = Targets(reference=25, strong=15), Targets(reference=10, strong=6)

@@ -55,5 +55,6 @@ def write(path: Path, results: Json) -> None:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         raise ResultsError(f"bench: cannot write {path}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import machine, timing
-from bench.memory import bytes_kept
+from bench.memory import hook_bytes, live_bytes
 
 REFERENCE, STRONG, COMPILED, OWN = "reference", "strong eager", "torch.compile", "ctm_fast"
 MEMORY_LIMIT = 8e9
@@ -175,11 +175,7 @@ def measure(
     if case.estimate is not None and (estimate := case.estimate()) > MEMORY_LIMIT:
         return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
     checked = check(case)
-    kept = {
-        name: bytes_kept(p.forward, case.excluded)._asdict()
-        for name, p in case.providers.items()
-        if p.forward
-    }
+    kept = {name: _kept(p.forward, case, effort.hooks) for name, p in case.providers.items() if p.forward}
     if compile_outcome is not None:
         result["compile"] = compile_outcome(row, seed)
         if "seconds" in result["compile"]:
@@ -190,6 +186,12 @@ def measure(
     times = _times(samples, case.ticks)
     achieved = _achieved(case, checked.flop, times["seconds"][OWN] * case.ticks, rates)
     return {**result, **times, "errors": checked.errors, "achieved": achieved, "kept": kept}
+
+
+def _kept(forward: Callable[[], object], case: Case, hooks: bool) -> Json:
+    """Live memory first, before the forward under hooks could leave caches behind."""
+    live = live_bytes(forward)
+    return {"live": live, "hooks": hook_bytes(forward, case.excluded) if hooks else None}
 
 
 def _add_compiled(case: Case, checked: Checked) -> None:

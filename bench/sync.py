@@ -86,11 +86,10 @@ def case(selection: Selection) -> Case:
         STRONG: lambda: strong.all_ticks(p.z, *p.pairs, p.decay),
         OWN: p.own,
     }
-    tick = torch.compile(p.published_tick)
     addresses = {p.z.data_ptr(), p.decay.data_ptr()}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(lambda: p.published(tick)),
+        compiled=lambda: p.provider(partial(p.published, torch.compile(p.published_tick))),
         moved_bytes=least_bytes(p),
         excluded=lambda x: x.untyped_storage().data_ptr() in addresses,
     )

@@ -19,12 +19,14 @@ class Effort(NamedTuple):
         least, most: bounds of the number of rounds.
         seconds: rounds stop after this long once ``least`` are done.
         sample_seconds: a sample repeats a fast call until it takes this long.
+        hooks: also count what saved-tensor hooks see, which costs another forward.
     """
 
     least: int
     most: int
     seconds: float
     sample_seconds: float
+    hooks: bool = True
 
 
 class Ratio(NamedTuple):

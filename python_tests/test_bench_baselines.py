@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from ctm_fast.models import (
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.ops.sync import reference
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "iterations": 4, "d_model": 12, "synapse_depth": 2, "memory_length": 3, "deep_nlms": True,
     "memory_hidden_dims": 2, "do_layernorm_nlm": False,
 }  # fmt: skip

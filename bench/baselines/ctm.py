@@ -35,7 +35,7 @@ class Attention:
         q = _part(self.model.q_proj)(query)
         q = F.linear(q, self.attention.in_proj_weight[:d], self.attention.in_proj_bias[:d])
         q = q.view(q.shape[0], self.attention.num_heads, 1, -1)
-        p = self.attention.dropout if self.model.training else 0.0
+        p = self.attention.dropout if self.attention.training else 0.0
         read = F.scaled_dot_product_attention(q, self.keys, self.values, dropout_p=p)
         return self.attention.out_proj(read.flatten(1))
 
@@ -88,7 +88,7 @@ def nlm_dropout(model: ContinuousThoughtMachine) -> float:
     """The dropout probability that acts in the neuron-level models now."""
     module: Any = model.trace_processor
     module = module[0][0].dropout
-    return module.p if model.training and isinstance(module, nn.Dropout) else 0.0
+    return module.p if module.training and isinstance(module, nn.Dropout) else 0.0
 
 
 def _outputs(model: ContinuousThoughtMachine, synchronisations: list[Tensor]) -> Outputs:
