@@ -15,6 +15,7 @@ from torch import Tensor
 from ctm_fast import ops
 
 Inputs = dict[str, Tensor | None]
+Evaluate = Callable[[Inputs], dict[str, Tensor]]
 
 
 class Op(NamedTuple):
@@ -78,6 +79,36 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
 def error_bound(plain: float, dtype: torch.dtype) -> float:
     """The largest relative error allowed where plain PyTorch makes ``plain`` in the same dtype."""
     return max(2 * plain, 4 * torch.finfo(dtype).eps)
+
+
+def breaches(
+    draw: Callable[[torch.dtype, int], Inputs], fast: Evaluate, plain: Evaluate, dtype: torch.dtype, draws: int = 8
+) -> dict[str, tuple[float, float]]:
+    """Results of ``fast`` beyond the numerical contract: name -> (relative error, bound). Empty where it is kept.
+
+    The truth is ``plain`` in float64 on the same numbers. A result is judged over several draws joined, because a
+    scalar's gradient of one draw can cancel by chance. In float64, plain PyTorch's error is its error in float32 scaled
+    by the ratio of the units.
+    """
+    measured = torch.float32 if dtype == torch.float64 else dtype
+    scale = torch.finfo(dtype).eps / torch.finfo(measured).eps
+    errors = _joined_errors(draw, fast, plain, dtype, draws)
+    bounds = {
+        name: error_bound(error * scale, dtype)
+        for name, error in _joined_errors(draw, plain, plain, measured, draws).items()
+    }
+    return {name: (error, bounds[name]) for name, error in errors.items() if not error <= bounds[name]}
+
+
+def _joined_errors(
+    draw: Callable[[torch.dtype, int], Inputs], run: Evaluate, plain: Evaluate, dtype: torch.dtype, draws: int
+) -> dict[str, float]:
+    inputs = [draw(dtype, seed) for seed in range(draws)]
+    found, truth = [run(x) for x in inputs], [plain(upcast(x)) for x in inputs]
+    return {
+        name: relative_error(torch.stack([f[name] for f in found]), torch.stack([t[name] for t in truth]))
+        for name in truth[0]
+    }
 
 
 def _leaf(x: Tensor | None) -> Tensor | None:
