@@ -170,19 +170,20 @@ def measure(
         "seed": seed, "commit": machine.commit(), "load": machine.load(), "targets": row.targets._asdict(),
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    torch.manual_seed(seed)
-    case = row.build()
-    if case.estimate is not None and (estimate := case.estimate()) > MEMORY_LIMIT:
-        return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
-    checked = check(case)
-    kept = {name: _kept(p.forward, case, effort.hooks) for name, p in case.providers.items() if p.forward}
-    if compile_outcome is not None:
-        result["compile"] = compile_outcome(row, seed)
-        if "seconds" in result["compile"]:
-            _add_compiled(case, checked)
-    rates = machine.rates()
-    runs = {name: provider.run for name, provider in case.providers.items()}
-    samples = timing.interleave(runs, effort, checked.seconds)
+    with timing.only_new_garbage():
+        torch.manual_seed(seed)
+        case = row.build()
+        if case.estimate is not None and (estimate := case.estimate()) > MEMORY_LIMIT:
+            return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
+        checked = check(case)
+        kept = {name: _kept(p.forward, case, effort.hooks) for name, p in case.providers.items() if p.forward}
+        if compile_outcome is not None:
+            result["compile"] = compile_outcome(row, seed)
+            if "seconds" in result["compile"]:
+                _add_compiled(case, checked)
+        rates = machine.rates()
+        runs = {name: provider.run for name, provider in case.providers.items()}
+        samples = timing.interleave(runs, effort, checked.seconds)
     times = _times(samples, case.ticks)
     achieved = _achieved(case, checked.flop, times["seconds"][OWN] * case.ticks, rates)
     return {**result, **times, "errors": checked.errors, "achieved": achieved, "kept": kept}

@@ -6,7 +6,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 Run = Callable[[], object]
@@ -36,6 +37,17 @@ class Ratio(NamedTuple):
     low: float
     high: float
     pairs: int
+
+
+@contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """Collections within look at objects made within: those of an imported torch take half a second each."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def seconds_per_call(run: Run, repetitions: int) -> float:
