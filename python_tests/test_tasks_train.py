@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -253,3 +254,42 @@ def test_decay_leaves_out_the_named_parameters() -> None:
         replace(config, weight_decay_exclusion_list=("absent",)),
     ):
         assert len(make_optimizer(model, without, torch.device("cpu")).param_groups) == 1
+
+
+KILLED_PROCESS = """
+from tasks.command import main
+from tasks.parity.task import Parity
+from tasks.train import Trainer
+
+update = Trainer._update
+
+def dying(self, batch):
+    if self.step == 6:
+        raise SystemExit(9)
+    update(self, batch)
+
+Trainer._update = dying
+main(Parity)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_same_run(tmp_path: Path) -> None:
+    """With one tick, which leaves a parameter without gradient, and one evaluation batch for the two."""
+    (tmp_path / "killed.py").write_text(KILLED_PROCESS)
+    sizes = SIZES | {"iterations": 1, "training_iterations": 10, "dropout": 0.2}
+    options = [text for name, size in sizes.items() for text in ("--" + name.replace("_", "-"), str(size))]
+
+    def launch(program: list[str], out: str, *more: str) -> int:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*torchrun, *program, "train", "--cpu", *options, "--out", str(tmp_path / out), *more]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    assert launch(["-m", "tasks.parity"], "whole") == 0
+    assert launch([str(tmp_path / "killed.py")], "resumed") != 0
+    assert checkpointing.load(tmp_path / "resumed")["iteration"] == 5
+    assert launch(["-m", "tasks.parity"], "resumed", "--resume") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+    with pytest.raises(UserError, match=r"resume: processes must be 2, got 1"):
+        Trainer(Parity(replace(TINY, **sizes, cpu=True)), tmp_path / "resumed", resume=True)

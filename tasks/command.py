@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from tasks import checkpointing
@@ -128,8 +129,10 @@ def _option(arguments: list[str], name: str) -> str | None:
 
 
 def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
-    resume = open_run_folder(folder, command.resume, command.overwrite)
-    trainer = Trainer(task, folder, resume)
+    state, found = PartialState(cpu=task.config.cpu), [False]
+    if state.is_main_process:
+        found = [open_run_folder(folder, command.resume, command.overwrite)]
+    trainer = Trainer(task, folder, resume=broadcast_object_list(found)[0])
     if not trainer.fit():
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
         return INTERRUPTED
@@ -149,7 +152,7 @@ def _load(
     accelerator = make_accelerator(dataclasses.replace(config, cpu=command.cpu))
     model = task.build_model()
     checkpointing.load_model(model, state, path)
-    return task, accelerator.prepare(model).eval(), accelerator
+    return task, accelerator.unwrap_model(accelerator.prepare(model)).eval(), accelerator
 
 
 def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path) -> Any:
@@ -173,7 +176,7 @@ def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folde
 
 
 def _analyse(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
-    paths = task.analyse(accelerator.unwrap_model(model), folder)
+    paths = task.analyse(model, folder)
     require(bool(paths), "checkpoint", "be of an experiment with pictures", task.name, "analyse")
     for path in paths:
         print(f"wrote {path}")

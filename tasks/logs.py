@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -37,11 +37,12 @@ class Meter:
         self.sums, self.samples = {}, 0
         return means
 
-    def reduce(self, accelerator: Accelerator) -> None:
-        """Add up the meters of all processes."""
-        samples = torch.tensor(self.samples, device=accelerator.device)
-        self.sums, total = accelerator.reduce((self.sums, samples), reduction="sum")
-        self.samples = int(total)
+    def gather(self) -> None:
+        """Add up the meters of all processes; some of them may be empty."""
+        meters = gather_object([({name: total.cpu() for name, total in self.sums.items()}, self.samples)])
+        self.samples = sum(samples for _, samples in meters)
+        filled = [sums for sums, _ in meters if sums]
+        self.sums = {name: torch.stack([sums[name] for sums in filled]).sum(0) for name in filled[0]}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""

@@ -42,7 +42,7 @@ def accuracy_per_tick(axes: Axes, accuracy: Array, chosen: Array, at_chosen: flo
         xlabel="internal tick",
         ylabel="accuracy",
         xlim=(0.5, len(ticks) + 0.5),
-        ylim=(min(chance, 0.45), 1.02),
+        ylim=(chance - 0.15, 1.02),
     )
     axes.legend(loc="lower right", fontsize=8)
 

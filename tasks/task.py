@@ -59,8 +59,7 @@ class Task(ABC, Generic[Config]):
                 loss, metrics = self.loss(model, send_to_device(batch, accelerator.device))
                 meter.add({"loss": loss, **metrics})
         model.train(was_training)
-        if accelerator.num_processes > 1:
-            meter.reduce(accelerator)
+        meter.gather()
         return meter.take()
 
     def analyse(self, model: nn.Module, folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
@@ -29,7 +29,7 @@ from tasks.setup import make_accelerator, make_optimizer, materialise
 from tasks.task import Batch, Task, batch_generator
 
 KEPT = "the last checkpoint is kept"
-NEEDED_TO_RESUME = {"optimizer_state_dict", "scheduler_state_dict", "meters", "args", "torch_rng_state"}
+NEEDED_TO_RESUME = {"optimizer_state_dict", "scheduler_state_dict", "meters", "args", "other_rng_states"}
 MAY_CHANGE_ON_RESUME = {"num_workers", "save_every"}
 
 
@@ -82,11 +82,21 @@ class Trainer:
                     self._log(bar)
                 if self.step % self.config.track_every == 0 or last:
                     self._evaluate(bar)
-                if self.step % self.config.save_every == 0 or last or stop.requested:
+                stopping = self._all_agree(stop.requested)
+                if self.step % self.config.save_every == 0 or last or stopping:
                     self._save(checkpointing.LAST)
-                if stop.requested:
+                if stopping:
                     break
-        return not stop.requested
+        return self.step >= total
+
+    def _all_agree(self, requested: bool) -> bool:
+        """Whether to stop now; several processes ask each other only where a row is logged anyway."""
+        if self.accelerator.num_processes == 1:
+            return requested
+        if self.step % self.config.log_every:
+            return False
+        flag = torch.tensor(float(requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag) > 0)
 
     def _batches(self) -> Iterator[Batch]:
         steps = _Steps(self.task, self.config.seed, self.accelerator.process_index)
@@ -126,7 +136,7 @@ class Trainer:
             self.log.write("train", self.step, means, lr=self.config.learning_rate(self.step - 1))
 
     def _evaluate(self, bar: tqdm[Any]) -> None:
-        metrics = self.task.evaluate(self.model, self.accelerator)
+        metrics = self.task.evaluate(self.accelerator.unwrap_model(self.model), self.accelerator)
         append_history(self.history, "train", self.meters["track"].take())
         append_history(self.history, "test", metrics)
         self.history["iters"].append(self.step)
@@ -143,8 +153,10 @@ class Trainer:
         model = self.accelerator.unwrap_model(self.model)
         finite = bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all())
         require(finite, "parameters", f"stay finite ({KEPT})", "NaN or infinity", "train")
+        first, *others = gather_object([checkpointing.random_state()])
         if self.accelerator.is_main_process:
-            checkpointing.save(self._state(model), self.folder / name)
+            state = {**self._state(model), **first, "other_rng_states": others}
+            checkpointing.save(state, self.folder / name)
 
     def _state(self, model: nn.Module) -> dict[str, Any]:
         optimizer, scaler = self.optimizer.state_dict(), self.accelerator.scaler
@@ -160,7 +172,6 @@ class Trainer:
             "best_score": self.best,
             "meters": {name: meter.state_dict() for name, meter in self.meters.items()},
             **self.history,
-            **checkpointing.random_state(),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -182,7 +193,10 @@ class Trainer:
         }
         for name, meter in self.meters.items():
             meter.load_state_dict(state["meters"][name], self.accelerator.device)
-        checkpointing.restore_random_state(state)
+        random_states = [state, *state["other_rng_states"]]
+        processes = self.accelerator.num_processes
+        require(processes == len(random_states), "processes", f"be {len(random_states)}", processes, "resume")
+        checkpointing.restore_random_state(random_states[self.accelerator.process_index])
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         missing = NEEDED_TO_RESUME - state.keys()

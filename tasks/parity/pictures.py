@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from tasks.losses import at_tick, most_certain_tick
@@ -92,7 +93,10 @@ def _paths(grid: Any, weights: Array, values: Array) -> None:
             axes.set_title(f"head {head + 1}", fontsize=9)
         else:
             axes.set_axis_off()
-    grid.flat[0].get_figure().colorbar(dots, ax=list(grid.flat), label="internal tick", pad=0.01)
+    figure = grid.flat[0].get_figure()
+    figure.colorbar(
+        dots, ax=list(grid.flat), label="internal tick", ticks=MaxNLocator(integer=True), pad=0.01
+    )
 
 
 def _path(axes: Axes, visited: Array, values: Array, colours: Normalize) -> Any:
