@@ -18,6 +18,7 @@ import torch
 
 from tasks import checkpointing
 from tasks.command import main
+from tasks.errors import UserError
 from tasks.folders import write_text
 from tasks.parity.task import Parity
 
@@ -134,15 +135,26 @@ def test_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
     ("option", "value", "message"),
     [
         ("--lr", "fast", "Error parsing --lr: could not convert string to float: 'fast'"),
-        ("--lr", "-1", "lr must be positive and finite, got -1.0"),
-        ("--heads", "7", "heads must divide d_input=32, got 7"),
-        ("--iterations", "0", "iterations must be at least 1, got 0"),
         ("--neuron-select-type", "all", "invalid choice 'all' for argument '--neuron-select-type'"),
         ("--colour", "red", "Unrecognized options: --colour"),
     ],
 )  # fmt: skip
 def test_bad_value(capsys: pytest.CaptureFixture[str], option: str, value: str, message: str) -> None:
     assert message in refused(capsys, "train", "--preset", "quick", option, value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lr", "-1", "lr must be positive and finite, got -1.0"),
+        ("--heads", "7", "heads must divide d_input=64, got 7"),
+        ("--iterations", "0", "iterations must be at least 1, got 0"),
+    ],
+)
+def test_value_out_of_range(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert fails(capsys, "train", "--preset", "quick", option, value) == f"config: {message}\n"
 
 
 def test_missing_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -160,21 +172,26 @@ def test_damaged_checkpoint(
         torch.save({"model_state_dict": Path}, path)
     else:
         path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"hello", "empty": b""}[damage])
-    assert "checkpoint must be a whole PyTorch checkpoint" in fails(
-        capsys, "analyse", "--checkpoint", str(path)
-    )
+    assert "file must be a whole PyTorch checkpoint" in fails(capsys, "analyse", "--checkpoint", str(path))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: s["args"].__dict__.update(task="sort"), "checkpoint must be of parity, got 'sort'"),
-        (lambda s: s["args"].__dict__.update(d_model=10), "checkpoint must fit this model"),
-        (lambda s: s["model_state_dict"].pop("q_proj.bias"), "checkpoint must fit this model"),
-        (lambda s: s.pop("model_state_dict"), "checkpoint must hold 'model_state_dict'"),
+        (
+            lambda s: s["args"].__dict__.update(d_model=10),
+            "must fit ContinuousThoughtMachine, got other shapes",
+        ),
+        (
+            lambda s: s["model_state_dict"].pop("q_proj.bias"),
+            "must fit ContinuousThoughtMachine, got no q_proj.bias",
+        ),
+        (lambda s: s.pop("model_state_dict"), "file must hold a state dict"),
         (lambda s: s.pop("args"), "checkpoint must hold its settings 'args'"),
+        (lambda s: s["args"].__dict__.pop("heads"), "checkpoint must hold the settings heads, got"),
     ],
-    ids=["other-task", "other-size", "missing-key", "no-model", "no-settings"],
+    ids=["other-task", "other-size", "missing-key", "no-model", "no-settings", "no-heads"],
 )
 def test_foreign_checkpoint(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, change: Any, message: str
@@ -200,13 +217,13 @@ def test_read_only_folder(
     capsys: pytest.CaptureFixture[str], trained: Path, read_only: Path, inside: str
 ) -> None:
     out = ["--out", str(read_only / inside)]
-    assert "folder must be writable" in fails(capsys, "train", *TINY, *out)
-    assert "folder must be writable" in fails(capsys, "evaluate", "--checkpoint", str(trained), *out)
+    assert "must be writable" in fails(capsys, "train", *TINY, *out)
+    assert "must be writable" in fails(capsys, "evaluate", "--checkpoint", str(trained), *out)
 
 
 def test_folder_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "folder must be writable" in fails(capsys, "train", *TINY, "--out", str(tmp_path / "file"))
+    assert "must be writable" in fails(capsys, "train", *TINY, "--out", str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -219,7 +236,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(
-        ValueError, match=r"save: .*checkpoint.pt must be writable, got No space left on device"
+        UserError, match=r"save: .*checkpoint.pt' must be writable, got No space left on device"
     ):
         checkpointing.save({"iteration": 2, "model_state_dict": {}}, path)
     assert checkpointing.load(path)["iteration"] == 1
@@ -229,7 +246,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pyt
 def test_text_is_written_whole_or_refused(tmp_path: Path) -> None:
     write_text(tmp_path / "a.json", "{}")
     assert (tmp_path / "a.json").read_text() == "{}"
-    with pytest.raises(ValueError, match=r"out: .*absent/a.json must be writable"):
+    with pytest.raises(UserError, match=r"out: .*absent/a.json' must be writable"):
         write_text(tmp_path / "absent" / "a.json", "{}")
 
 

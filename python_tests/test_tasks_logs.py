@@ -49,7 +49,7 @@ def test_log_in_a_folder_that_vanished(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     log = RunLog(tmp_path / "run", 0)
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"log: .*train.csv must be writable, got No such file"):
+    with pytest.raises(UserError, match=r"log: .*train.csv' must be writable, got No such file"):
         log.write("train", 1, {"loss": torch.tensor(1.0)})
     (tmp_path / "moved").rename(tmp_path / "run")
     log.close()

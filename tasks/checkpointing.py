@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.errors import UserError
+from ctm_fast.checkpoint import load_checkpoint, load_state, save_checkpoint
+from tasks.errors import UserError, writing
 
 LAST = "checkpoint.pt"
 BEST = "checkpoint_best.pt"
 
-_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-# NumPy 1 and 2 pickle the same two functions under different module names.
-_SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    argparse.Namespace,
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
-    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
-
 
 def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` under a temporary name, flush it to the disk and rename it to ``path``."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"save: {path} must be writable, got {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write ``checkpoint`` whole or not at all."""
+    with writing(path, "save", RuntimeError):  # torch reports a full disk as a RuntimeError
+        save_checkpoint(path, checkpoint)
 
 
 def find(path: Path) -> Path:
@@ -68,33 +47,28 @@ def find(path: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running code from the file.
+    """Read a checkpoint, published or ours, onto the CPU without running code from the file.
 
     Raises:
-        UserError: the file is missing, damaged, not a PyTorch file, or holds no ``model_state_dict``.
+        UserError: the file is missing, damaged, of another kind, or holds no model.
     """
-    path = find(path)
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen unrelated types for a damaged file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"load: checkpoint must be a whole PyTorch checkpoint, got {str(path)!r} ({reason})"
-        ) from error
-    if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
-        raise UserError(f"load: checkpoint must hold 'model_state_dict', got {str(path)!r} without it")
-    return checkpoint
+    with _reading():
+        state, others = load_checkpoint(find(path))
+    return {"model_state_dict": state, **others}
 
 
 def load_model(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of ``checkpoint`` into ``model``, whose lazy parameters may still be unset."""
+    with _reading():
+        load_state(model, checkpoint["model_state_dict"], str(path))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
     try:
-        model.load_state_dict(checkpoint["model_state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        reason = reason[:200] + ("..." if len(reason) > 200 else "")
-        raise UserError(f"load: checkpoint must fit this model, got {str(path)!r} ({reason})") from error
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error
 
 
 def random_state() -> dict[str, Any]:

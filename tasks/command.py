@@ -83,8 +83,11 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
             return _train(task_class(command.config, command.data_dir), command, command.out or folder)
         path = checkpointing.find(command.checkpoint or folder)
         target = make_folder(command.out or path.parent)
-        run = _analyse if isinstance(command, Analyse) else _evaluate
-        run(*_load(task_class, path, command), target)
+        task, model, accelerator = _load(task_class, path, command)
+        if isinstance(command, Analyse):
+            _draw(task, model, target)
+        else:
+            _evaluate(task, model, accelerator, target)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -98,9 +101,8 @@ def _parse(task_class: type[Task[Any]], arguments: list[str]) -> Any:
     presets = task_class.presets
     preset = _option(arguments, "--preset") or next(iter(presets))
     if preset not in presets:
-        print(
-            f"{task_class.name}: preset must be one of {', '.join(presets)}, got {preset!r}", file=sys.stderr
-        )
+        known = ", ".join(presets)
+        print(f"{task_class.name}: preset must be one of {known}, got {preset!r}", file=sys.stderr)
         raise SystemExit(2)
     train = tyro.conf.subcommand("train", default=Train(presets[preset], preset))
     evaluate = tyro.conf.subcommand("evaluate", default=Evaluate(preset))
@@ -137,9 +139,7 @@ def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
         return INTERRUPTED
     if trainer.accelerator.is_main_process:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        for path in task.analyse(model.eval(), folder):
-            print(f"wrote {path}")
+        _draw(task, trainer.accelerator.unwrap_model(trainer.model).eval(), folder)
     return 0
 
 
@@ -160,10 +160,12 @@ def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path
     saved = vars(state["args"])
     owner = saved.get("task", task_class.name)
     require(owner == task_class.name, "checkpoint", f"be of {task_class.name}", owner, "load")
-    names = {field.name for field in dataclasses.fields(task_class.config_class)}
+    fields = {field.name: field for field in dataclasses.fields(task_class.config_class)}
     if "task" not in saved:  # published: the names of the loop's own settings mean something else there
-        names -= {field.name for field in dataclasses.fields(TrainConfig)}
-    return task_class.config_class(**{name: saved[name] for name in names & saved.keys()})
+        fields = {k: v for k, v in fields.items() if k not in TrainConfig.__dataclass_fields__}
+    needed = [k for k, v in fields.items() if v.default is dataclasses.MISSING and k not in saved]
+    require(not needed, "checkpoint", f"hold the settings {', '.join(needed)}", str(path), "load")
+    return task_class.config_class(**{k: saved[k] for k in fields if k in saved})
 
 
 def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
@@ -175,8 +177,6 @@ def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folde
     print(f"wrote {path}")
 
 
-def _analyse(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
-    paths = task.analyse(model, folder)
-    require(bool(paths), "checkpoint", "be of an experiment with pictures", task.name, "analyse")
-    for path in paths:
+def _draw(task: Task[Any], model: nn.Module, folder: Path) -> None:
+    for path in task.analyse(model, folder):
         print(f"wrote {path}")

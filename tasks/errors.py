@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-class UserError(ValueError):
-    """A wrong argument, folder or file; the message is ``op: argument must ..., got ...``."""
+
+class UserError(Exception):
+    """A wrong argument, folder or file; the message is ``op: argument must ..., got ...``.
+
+    Not a ``ValueError``: the command-line parser would wrap that in a message of its own.
+    """
 
 
 def require(condition: bool, argument: str, must: str, got: object, op: str = "config") -> None:
     """Raise :class:`UserError` "op: argument must ..., got ..." unless ``condition`` holds."""
     if not condition:
         raise UserError(f"{op}: {argument} must {must}, got {got!r}")
+
+
+@contextmanager
+def writing(path: Path, op: str, *failures: type[Exception]) -> Iterator[None]:
+    """Turn an ``OSError``, or one of ``failures``, of a block that writes ``path`` into a ``UserError``."""
+    caught: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        yield
+    except caught as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{op}: {str(path)!r} must be writable, got {reason}") from error

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ctm_fast.checkpoint import replacing
 from tasks import checkpointing
-from tasks.errors import UserError, require
+from tasks.errors import UserError, require, writing
 
 RUN_FILES = (checkpointing.LAST, checkpointing.BEST, "train.csv", "test.csv")
 BOARD = "tensorboard"
@@ -15,13 +16,9 @@ BOARD = "tensorboard"
 
 def make_folder(folder: Path) -> Path:
     """Create ``folder`` with its parents and check that files can be written there."""
-    try:
+    with writing(folder, "out"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f"out: folder must be writable, got {str(folder)!r} ({error.strerror or error})"
-        ) from error
     return folder
 
 
@@ -35,6 +32,9 @@ def open_run_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
     require(not (resume and overwrite), "options", "be one of --resume and --overwrite", "both", "out")
     make_folder(folder)
     if resume:
+        for name in RUN_FILES:
+            for unfinished in folder.glob(f".{name}.*.tmp"):  # left by a run that was killed while it wrote
+                unfinished.unlink()
         return (folder / checkpointing.LAST).exists()
     if overwrite:
         for name in RUN_FILES:
@@ -48,9 +48,5 @@ def open_run_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with writing(path, "out"), replacing(path) as temporary:
         temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"out: {path} must be writable, got {error.strerror or error}") from error

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from tasks.errors import UserError
+from ctm_fast.checkpoint import replacing
+from tasks.errors import writing
 
 
 class Meter:
@@ -87,15 +88,13 @@ class RunLog:
         """Log the mean of every metric, and the numbers ``more``, for ``step`` finished updates."""
         row = {name: value.mean().item() for name, value in metrics.items()} | more
         path = self.folder / f"{split}.csv"
-        try:
+        with writing(path, "log"):
             new = not path.exists()
             with path.open("a", newline="") as file:
                 writer = csv.DictWriter(file, ["iteration", *row])
                 if new:
                     writer.writeheader()
                 writer.writerow({"iteration": step, **row})
-        except OSError as error:
-            raise UserError(f"log: {path} must be writable, got {error.strerror or error}") from error
         for name, value in row.items():
             self.board.add_scalar(f"{split}/{name}", value, step)
 
@@ -111,7 +110,5 @@ def _drop_rows_after(path: Path, step: int) -> None:
     if not kept:
         path.unlink()
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows([rows[0], *kept])
-    temporary.replace(path)

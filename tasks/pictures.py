@@ -9,17 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tasks.errors import UserError
+from tasks.errors import writing
 
 Array = NDArray[np.floating]
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write ``figure`` to ``path``; the ending decides the format."""
-    try:
+    with writing(path, "analyse"):
         figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise UserError(f"analyse: {path} must be writable, got {error.strerror or error}") from error
     return path
 
 
