@@ -1,8 +1,8 @@
 """The fast forward of every CTM, for our models and for any object with their attributes.
 
 Keys and values are projected once, all ticks run in one loop, and what no tick reads (output synchronisation,
-predictions, certainties) is computed for all ticks at once behind it. Same values as the published forward up to
-rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, S synchronised pairs.
+predictions, certainties) is computed for all ticks at once behind it. Same values as the published forward up
+to rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, S synchronised pairs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ctm_fast.loop.plan import is_plain
 from ctm_fast.loop.run import Parts, States, run_ticks
 from ctm_fast.nn.certainty import CertaintyOverTicks
 from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_
+from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.sync import sync
 
 ACCELERATED = "_ctm_fast_kind"  # in the dictionary of a class that ctm_fast.accelerate made
@@ -30,8 +31,8 @@ def _triangle(n: int) -> tuple[Tensor, Tensor]:
 
 
 def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
-    """Flat neuron indices (S) of the pairs of "action" or "out": read off the buffers and the number of decays."""
-    left, right = getattr(model, f"{kind}_neuron_indices_left"), getattr(model, f"{kind}_neuron_indices_right")
+    """Flat neuron indices (S) of "action" or "out", read off the buffers and the number of decays."""
+    left, right = (getattr(model, f"{kind}_neuron_indices_{side}") for side in ("left", "right"))
     if getattr(model, f"decay_params_{kind}").numel() == left.numel():
         return left, right
     rows, columns = (x.to(left.device) for x in _triangle(left.numel()))
@@ -39,12 +40,15 @@ def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def overridden(model: Any, name: str) -> bool:
-    """Whether the user redefined a piece of the model: on the object, or in a class below that of the forward."""
+    """Whether a user redefined a piece of the model: on the object, or in a class below the forward's."""
     if name in model.__dict__:
         return True
     classes = [cls for cls in type(model).__mro__ if not cls.__dict__.get(ACCELERATED, False)]
-    owners = [next((i for i, cls in enumerate(classes) if key in cls.__dict__), len(classes)) for key in (name, "forward")]
-    return owners[0] < owners[1]
+
+    def owner(key: str) -> int:
+        return next((i for i, cls in enumerate(classes) if key in cls.__dict__), len(classes))
+
+    return owner(name) < owner("forward")
 
 
 @torch.compiler.disable
@@ -57,7 +61,7 @@ def base(model: Any, x: Tensor, track: bool = False) -> Any:
     predictions, certainties = _read_out(model, sync_out, torch.float32)
     if track:
         both = (_numpy(sync_out), _numpy(_action_synchronisation(model, states)))
-        return predictions, certainties, both, _numpy(states.pre), _numpy(states.post), _numpy(states.attention)
+        return predictions, certainties, both, *map(_numpy, (states.pre, states.post, states.attention))
     energy_head = getattr(model, "energy_head", None)
     if energy_head is not None:
         return predictions, certainties, _per_tick(energy_head, sync_out).permute(1, 2, 0).float()
@@ -88,9 +92,8 @@ def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
     sync_out = _output_synchronisation(model, states, model.decay_params_out)
     predictions, certainties = _read_out(model, sync_out, x.dtype)
     if track:
-        attention = _numpy(states.attention) if states.attention is not None else np.array([])
-        embeddings = _numpy(given[:question]) if question else np.array([])
-        return predictions, certainties, sync_out[-1], _numpy(states.pre), _numpy(states.post), attention, embeddings
+        tracked = (states.pre, states.post, states.attention, given[:question] if question else None)
+        return predictions, certainties, sync_out[-1], *map(_numpy, tracked)
     return predictions, certainties, sync_out[-1]
 
 
@@ -103,14 +106,22 @@ def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool 
     states = run_ticks(parts, (-1,) * model.iterations, activated[:, :, -1], trace, [], features.unsqueeze(0))
     memory = trace.shape[2]
     window = torch.cat((activated.permute(2, 0, 1), states.post))[-memory:]
-    left, right = pairs(model, "out")
-    offset = model.d_model - model.out_neuron_indices_left.numel()
-    decay = torch.clamp(model.decay_params_out, 0, 4)
-    synchronisation, _, _ = sync(window, left + offset, right + offset, decay, last=True)
+    synchronisation = _window_synchronisation(model, window)
     hidden = (states.history[-memory:].permute(1, 2, 0), window.permute(1, 2, 0))
     if track:
         return synchronisation, hidden, _numpy(states.pre), _numpy(states.post)
     return synchronisation, hidden
+
+
+def _window_synchronisation(model: Any, window: Tensor) -> Tensor:
+    """(B, S) of the post-activations (M, B, D) that a CTM for reinforcement learning remembers."""
+    if overridden(model, "compute_synchronisation"):
+        own: Tensor = model.compute_synchronisation(window.permute(1, 2, 0))
+        return own
+    left, right = pairs(model, "out")
+    offset = model.d_model - model.out_neuron_indices_left.numel()
+    decay = torch.clamp(model.decay_params_out, 0, 4)
+    return sync(window, left + offset, right + offset, decay, last=True)[0]
 
 
 def _run(
@@ -147,8 +158,9 @@ def _output_synchronisation(model: Any, states: States, decay: Tensor) -> Tensor
             ticks.append(s)
         return torch.stack(ticks)
     left, right = pairs(model, "out")
-    start = z[0][:, left] * z[0][:, right]
-    return sync(z[1:], left, right, decay, start, torch.ones_like(decay))[0]
+    state = compute_dtype(decay.dtype)
+    start = (z[0][:, left] * z[0][:, right]).to(state)
+    return sync(z[1:], left, right, decay, start, torch.ones_like(decay, dtype=state))[0]
 
 
 def _action_synchronisation(model: Any, states: States) -> Tensor:
@@ -159,7 +171,7 @@ def _action_synchronisation(model: Any, states: States) -> Tensor:
 
 
 def _per_tick(module: nn.Module, sync_out: Tensor) -> Tensor:
-    """``module`` on every tick of (T, B, S): in one call where nothing but its mathematics can tell the difference."""
+    """``module`` on every tick of (T, B, S): in one call where only its mathematics could tell."""
     leaves = (nn.Linear, nn.SiLU, nn.ReLU, nn.GELU, nn.Identity, nn.Sequential, nn.LayerNorm)
     if is_plain(module) and all(type(part) in leaves for part in module.modules()):
         flat: Tensor = module(sync_out.flatten(0, 1))
