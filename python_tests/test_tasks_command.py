@@ -229,7 +229,7 @@ def test_folder_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
-    checkpointing.save({"iteration": 1, "model_state_dict": {}}, path)
+    checkpointing.save({"iteration": 1, "model_state_dict": {"w": torch.zeros(2)}}, path)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -238,7 +238,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(
         UserError, match=r"save: .*checkpoint.pt' must be writable, got No space left on device"
     ):
-        checkpointing.save({"iteration": 2, "model_state_dict": {}}, path)
+        checkpointing.save({"iteration": 2, "model_state_dict": {"w": torch.zeros(2)}}, path)
     assert checkpointing.load(path)["iteration"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
