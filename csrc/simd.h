@@ -95,6 +95,35 @@ CTM_INLINE T sum_lanes(Vec<T> v) {
   }
 }
 
+// One step of a transposition: exchanges the off-diagonal S x S blocks of two rows.
+template <class T, int S>
+CTM_INLINE void exchange(Vec<T>& a, Vec<T>& b) {
+#if defined(__clang__)
+  const Vec<T> first = a, second = b;
+  for (int i = 0; i < lanes<T>; ++i) {
+    a[i] = i & S ? second[i - S] : first[i];
+    b[i] = i & S ? second[i] : first[i + S];
+  }
+#else
+  typename VecOf<T>::ints low, high;
+  for (int i = 0; i < lanes<T>; ++i) {
+    low[i] = i & S ? lanes<T> + i - S : i;
+    high[i] = i & S ? lanes<T> + i : i + S;
+  }
+  const Vec<T> first = a;
+  a = __builtin_shuffle(first, b, low);
+  b = __builtin_shuffle(first, b, high);
+#endif
+}
+
+// Transposes `lanes` rows of `lanes` elements in place.
+template <class T, int S = 1>
+CTM_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
+  CTM_UNROLL for (int i = 0; i < lanes<T>; ++i)
+    if (!(i & S)) exchange<T, S>(rows[i], rows[i + S]);
+  if constexpr (2 * S < lanes<T>) transpose<T, 2 * S>(rows);
+}
+
 // exp by Cody-Waite reduction to |r| <= ln(2)/2 and a polynomial; relative error below 1.2 units in the last
 // place. Overflows to +inf, underflows to 0, propagates NaN.
 CTM_INLINE Vec<float> exp(Vec<float> x) {

@@ -5,10 +5,19 @@
 #include "parallel.h"
 #include "simd.h"
 
+// Two layouts of the same recurrence. With few samples one row is worked through pair by pair. With more, a vector
+// lane is a sample: pair products need no gather and gradients no scatter, and only the rows of s and ds are
+// transposed, square by square. Only the neurons that occur in a pair are read.
+
 namespace ctm::CTM_LEVEL {
 namespace {
 
-constexpr int64_t kGroups = 8;  // fixed partition of the batch: the sums over it do not depend on the threads
+template <class T>
+constexpr int V = lanes<T>;
+template <class T>
+using Square = Vec<T>[lanes<T>];
+
+constexpr int64_t kGroups = 8;  // fixed partition of a small batch: sums over it do not depend on the threads
 
 template <class T>
 void roots(const SyncSizes& n, const T* r, const T* beta0, T* beta, T* inverse_root) {
@@ -20,6 +29,61 @@ void roots(const SyncSizes& n, const T* r, const T* beta0, T* beta, T* inverse_r
     }
 }
 
+template <class T>
+struct Buffer {  // scratch of one call or one group, zeroed
+  T* data;
+  explicit Buffer(int64_t count) : data(static_cast<T*>(std::calloc(static_cast<size_t>(count) + 1, sizeof(T)))) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data); }
+};
+
+// The distinct neurons of all pairs, and the pairs as positions among them.
+struct Neurons {
+  Buffer<int32_t> ids, left, right;
+  int64_t count = 0;
+
+  Neurons(const SyncSizes& n, const int32_t* left_ids, const int32_t* right_ids)
+      : ids(n.neurons), left(n.pairs), right(n.pairs) {
+    Buffer<int32_t> position(n.neurons);  // 1 + position, 0 where not seen yet
+    for (int64_t p = 0; p < n.pairs; ++p) {
+      left.data[p] = place(position.data, left_ids[p]);
+      right.data[p] = place(position.data, right_ids[p]);
+    }
+  }
+  int32_t place(int32_t* position, int32_t id) {
+    if (position[id] == 0) {
+      ids.data[count] = id;
+      position[id] = static_cast<int32_t>(++count);
+    }
+    return position[id] - 1;
+  }
+};
+
+// Everything of a backward pass that is the same for all samples.
+template <class T>
+struct Pass {
+  const SyncSizes& n;
+  const T* z;
+  SyncStrides zs;
+  const int32_t *left, *right;
+  const T *r, *inverse_root;
+  const T *alpha0, *ds;
+  T *galpha, *dz;
+  SyncStrides dzs;
+
+  // Row of s (or of its gradient) of sample b at tick t, or null where only the last tick has one.
+  template <class S>
+  S* row(S* s, int64_t t, int64_t b) const {
+    if (!n.last) return s + (t * n.batch + b) * n.pairs;
+    return t == n.ticks - 1 ? s + b * n.pairs : nullptr;
+  }
+  const T* activation(int64_t t, int64_t b) const { return z + t * zs.tick + b * zs.row; }
+  const T* root(int64_t t) const { return inverse_root + t * n.pairs; }
+};
+
+// ---- one sample at a time -------------------------------------------------------------------------------------
+
 // alpha = r alpha + z[left] z[right] over all pairs of one (tick, batch) row.
 template <class T>
 CTM_INLINE void advance(int64_t pairs, const T* __restrict z, const int32_t* __restrict left,
@@ -28,85 +92,202 @@ CTM_INLINE void advance(int64_t pairs, const T* __restrict z, const int32_t* __r
 }
 
 template <class T>
-CTM_INLINE void multiply(int64_t pairs, const T* __restrict a, const T* __restrict b, T* __restrict out) {
-  for (int64_t p = 0; p < pairs; ++p) out[p] = a[p] * b[p];
+void forward_sample(const Pass<T>& c, int64_t b, T* alpha, T* s) {
+  for (int64_t t = 0; t < c.n.ticks; ++t) {
+    advance(c.n.pairs, c.activation(t, b), c.left, c.right, c.r, alpha);
+    const T* root = c.root(t);
+    if (T* out = c.row(s, t, b))
+      for (int64_t p = 0; p < c.n.pairs; ++p) out[p] = alpha[p] * root[p];
+  }
+}
+
+// Reverse scan; sums holds dr (P) and the gradient of 1 / sqrt(beta) (T, P), null to skip both.
+template <class T>
+void backward_sample(const Pass<T>& c, int64_t b, T* history, T* own_dr, T* sums) {
+  const int64_t P = c.n.pairs;
+  T* g = c.galpha + b * P;
+  if (sums) {
+    std::memcpy(history, c.alpha0 + b * P, sizeof(T) * P);
+    for (int64_t t = 0; t < c.n.ticks; ++t) {
+      std::memcpy(history + (t + 1) * P, history + t * P, sizeof(T) * P);
+      advance(P, c.activation(t, b), c.left, c.right, c.r, history + (t + 1) * P);
+    }
+    std::memset(own_dr, 0, sizeof(T) * P);
+  }
+  for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
+    const T *root = c.root(t), *grad = c.row(c.ds, t, b), *z = c.activation(t, b);
+    if (grad)
+      for (int64_t p = 0; p < P; ++p) g[p] += grad[p] * root[p];
+    if (sums) {
+      for (int64_t p = 0; p < P; ++p) own_dr[p] += g[p] * history[t * P + p];
+      if (grad)
+        for (int64_t p = 0; p < P; ++p) sums[(t + 1) * P + p] += grad[p] * history[(t + 1) * P + p];
+    }
+    if (c.dz) {
+      T* out = c.dz + t * c.dzs.tick + b * c.dzs.row;
+      for (int64_t p = 0; p < P; ++p) {
+        out[c.left[p]] += g[p] * z[c.right[p]];
+        out[c.right[p]] += g[p] * z[c.left[p]];
+      }
+    }
+    for (int64_t p = 0; p < P; ++p) g[p] *= c.r[p];
+  }
+  if (sums)
+    for (int64_t p = 0; p < P; ++p) sums[p] += own_dr[p];
+}
+
+// ---- one sample a lane ----------------------------------------------------------------------------------------
+
+template <class T>
+bool wide(const SyncSizes& n) {
+  return n.batch * 2 >= V<T>;
+}
+
+template <class T>
+struct Group {  // samples [first, first + count), one a lane; lanes beyond hold zeros
+  const Pass<T>& c;
+  const Neurons& neurons;
+  int64_t first;
+  int count;
+
+  Group(const Pass<T>& pass, const Neurons& used, int64_t index)
+      : c(pass), neurons(used), first(index * V<T>),
+        count(static_cast<int>(pass.n.batch - first < V<T> ? pass.n.batch - first : V<T>)) {}
+
+  // Columns [p, p + width) of rows (count, P) at `from` as lanes: square[i] is column p + i. Null gives zeros.
+  CTM_INLINE void read(const T* from, int64_t p, int width, Square<T>& square) const {
+    for (int b = 0; b < V<T>; ++b)
+      square[b] = from && b < count ? load_part(from + b * c.n.pairs + p, width) : Vec<T>{};
+    transpose<T>(square);
+  }
+  CTM_INLINE void write(Square<T>& square, T* to, int64_t p, int width) const {
+    transpose<T>(square);
+    for (int b = 0; b < count; ++b) store_part(to + b * c.n.pairs + p, square[b], width);
+  }
+  template <class Body>
+  CTM_INLINE void over_squares(const Body& body) const {
+    for (int64_t p = 0; p < c.n.pairs; p += V<T>)
+      body(p, static_cast<int>(c.n.pairs - p < V<T> ? c.n.pairs - p : V<T>));
+  }
+  CTM_INLINE T* lane(T* data, int64_t i) const { return data + i * V<T>; }
+
+  void read_all(const T* rows, T* to) const {
+    over_squares([&](int64_t p, int width) {
+      Square<T> square;
+      read(rows + first * c.n.pairs, p, width, square);
+      for (int i = 0; i < width; ++i) store(lane(to, p + i), square[i]);
+    });
+  }
+  void write_all(T* from, T* rows) const {
+    over_squares([&](int64_t p, int width) {
+      Square<T> square = {};
+      for (int i = 0; i < width; ++i) square[i] = load(lane(from, p + i));
+      write(square, rows + first * c.n.pairs, p, width);
+    });
+  }
+  void gather(int64_t t, T* to) const {
+    for (int b = 0; b < count; ++b) {
+      const T* z = c.activation(t, first + b);
+      for (int64_t u = 0; u < neurons.count; ++u) to[u * V<T> + b] = z[neurons.ids.data[u]];
+    }
+  }
+  void scatter(int64_t t, T* from) const {
+    for (int b = 0; b < count; ++b) {
+      T* dz = c.dz + t * c.dzs.tick + (first + b) * c.dzs.row;
+      for (int64_t u = 0; u < neurons.count; ++u) dz[neurons.ids.data[u]] += from[u * V<T> + b];
+    }
+  }
+  CTM_INLINE Vec<T> product(T* z, int64_t p) const {
+    return load(lane(z, neurons.left.data[p])) * load(lane(z, neurons.right.data[p]));
+  }
+
+  void forward(T* alpha_rows, T* s) const {
+    Buffer<T> z(neurons.count * V<T>), alpha(c.n.pairs * V<T>);
+    read_all(alpha_rows, alpha.data);
+    for (int64_t t = 0; t < c.n.ticks; ++t) {
+      gather(t, z.data);
+      T* out = c.row(s, t, first);
+      over_squares([&](int64_t p, int width) {
+        Square<T> square = {};
+        for (int i = 0; i < width; ++i) {
+          const Vec<T> next = load(lane(alpha.data, p + i)) * c.r[p + i] + product(z.data, p + i);
+          store(lane(alpha.data, p + i), next);
+          square[i] = next * c.root(t)[p + i];
+        }
+        if (out) write(square, out, p, width);
+      });
+    }
+    write_all(alpha.data, alpha_rows);
+  }
+
+  // history (T + 1, P, lanes): alpha before the first tick and after every one.
+  void replay(T* z, T* history) const {
+    read_all(c.alpha0, history);
+    for (int64_t t = 0; t < c.n.ticks; ++t) {
+      gather(t, z);
+      T *before = lane(history, t * c.n.pairs), *after = lane(before, c.n.pairs);
+      for (int64_t p = 0; p < c.n.pairs; ++p)
+        store(lane(after, p), load(lane(before, p)) * c.r[p] + product(z, p));
+    }
+  }
+
+  // sums as in backward_sample.
+  void backward(T* sums) const {
+    const int64_t P = c.n.pairs, U = neurons.count * V<T>;
+    Buffer<T> z(U), dz(U), g(P * V<T>), dr(sums ? P * V<T> : 0), history(sums ? (c.n.ticks + 1) * P * V<T> : 0);
+    if (sums) replay(z.data, history.data);
+    read_all(c.galpha, g.data);
+    for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
+      gather(t, z.data);
+      std::memset(dz.data, 0, sizeof(T) * static_cast<size_t>(U));
+      const T* grad = c.row(c.ds, t, first);
+      over_squares([&](int64_t p, int width) {
+        Square<T> square;
+        read(grad, p, width, square);
+        for (int i = 0; i < width; ++i)
+          tick(t, p + i, square[i], z.data, dz.data, g.data, dr.data, history.data, sums);
+      });
+      if (c.dz) scatter(t, dz.data);
+    }
+    write_all(g.data, c.galpha);
+    for (int64_t p = 0; sums && p < P; ++p) sums[p] = sum_lanes<T>(load(lane(dr.data, p)));
+  }
+
+  CTM_INLINE void tick(int64_t t, int64_t p, Vec<T> grad, T* z, T* dz, T* g_all, T* dr, T* history, T* sums) const {
+    const int64_t P = c.n.pairs;
+    const Vec<T> g = load(lane(g_all, p)) + grad * c.root(t)[p];
+    if (sums) {
+      store(lane(dr, p), load(lane(dr, p)) + g * load(lane(history, t * P + p)));
+      sums[(t + 1) * P + p] = sum_lanes<T>(grad * load(lane(history, (t + 1) * P + p)));
+    }
+    if (c.dz) {
+      const int64_t l = neurons.left.data[p], r = neurons.right.data[p];
+      store(lane(dz, l), load(lane(dz, l)) + g * load(lane(z, r)));
+      store(lane(dz, r), load(lane(dz, r)) + g * load(lane(z, l)));
+    }
+    store(lane(g_all, p), g * c.r[p]);
+  }
+};
+
+// ---- entry points ---------------------------------------------------------------------------------------------
+
+template <class T>
+int64_t group_count(const SyncSizes& n) {
+  return (n.batch + V<T> - 1) / V<T>;
 }
 
 template <class T>
 void forward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right, const T* r,
              const T* inverse_root, T* alpha, T* s, int threads) {
-  parallel_for(n.batch * n.ticks * n.pairs < 16384 ? 1 : threads, n.batch, [&](int64_t b) {
-    T* state = alpha + b * n.pairs;
-    for (int64_t t = 0; t < n.ticks; ++t) {
-      advance(n.pairs, z + t * zs.tick + b * zs.row, left, right, r, state);
-      const T* root = inverse_root + t * n.pairs;
-      if (!n.last) multiply(n.pairs, state, root, s + (t * n.batch + b) * n.pairs);
-      if (n.last && t == n.ticks - 1) multiply(n.pairs, state, root, s + b * n.pairs);
-    }
-  });
+  const Pass<T> pass{n, z, zs, left, right, r, inverse_root, nullptr, nullptr, nullptr, nullptr, {0, 0}};
+  const int team = n.batch * n.ticks * n.pairs < 16384 ? 1 : threads;
+  if (wide<T>(n)) {
+    const Neurons neurons(n, left, right);
+    parallel_for(team, group_count<T>(n), [&](int64_t i) { Group<T>(pass, neurons, i).forward(alpha, s); });
+  } else {
+    parallel_for(team, n.batch, [&](int64_t b) { forward_sample(pass, b, alpha + b * n.pairs, s); });
+  }
 }
-
-template <class T>
-struct Backward {
-  const SyncSizes& n;
-  const T *z, *r, *inverse_root, *alpha0, *ds;
-  SyncStrides zs;
-  const int32_t *left, *right;
-  T *galpha, *dz;
-  SyncStrides dzs;
-
-  // The gradient of s at (t, b), or null where it is zero.
-  const T* gradient(int64_t t, int64_t b) const {
-    if (!n.last) return ds + (t * n.batch + b) * n.pairs;
-    return t == n.ticks - 1 ? ds + b * n.pairs : nullptr;
-  }
-
-  // history (T + 1, P): alpha_{-1} ... alpha_{T-1} of sample b.
-  void replay(int64_t b, T* history) const {
-    std::memcpy(history, alpha0 + b * n.pairs, sizeof(T) * n.pairs);
-    for (int64_t t = 0; t < n.ticks; ++t) {
-      T* next = history + (t + 1) * n.pairs;
-      std::memcpy(next, next - n.pairs, sizeof(T) * n.pairs);
-      advance(n.pairs, z + t * zs.tick + b * zs.row, left, right, r, next);
-    }
-  }
-
-  void scatter(int64_t t, int64_t b, const T* g) const {
-    const T* row = z + t * zs.tick + b * zs.row;
-    T* out = dz + t * dzs.tick + b * dzs.row;
-    for (int64_t p = 0; p < n.pairs; ++p) {
-      const T value = g[p];
-      out[left[p]] += value * row[right[p]];
-      out[right[p]] += value * row[left[p]];
-    }
-  }
-
-  // Reverse scan of one sample; group_dr (P) and group_root (T, P) collect sums over the batch, null to skip.
-  void sample(int64_t b, T* history, T* sum_dr, T* group_dr, T* group_root) const {
-    T* g = galpha + b * n.pairs;
-    if (group_dr) {
-      replay(b, history);
-      std::memset(sum_dr, 0, sizeof(T) * n.pairs);
-    }
-    for (int64_t t = n.ticks - 1; t >= 0; --t) {
-      const T* root = inverse_root + t * n.pairs;
-      const T* grad = gradient(t, b);
-      if (grad)
-        for (int64_t p = 0; p < n.pairs; ++p) g[p] += grad[p] * root[p];
-      if (group_dr) {
-        const T *before = history + t * n.pairs, *after = before + n.pairs;
-        T* out = group_root + t * n.pairs;
-        for (int64_t p = 0; p < n.pairs; ++p) sum_dr[p] += g[p] * before[p];
-        if (grad)
-          for (int64_t p = 0; p < n.pairs; ++p) out[p] += grad[p] * after[p];
-      }
-      if (dz) scatter(t, b, g);
-      for (int64_t p = 0; p < n.pairs; ++p) g[p] *= r[p];
-    }
-    if (group_dr)
-      for (int64_t p = 0; p < n.pairs; ++p) group_dr[p] += sum_dr[p];
-  }
-};
 
 // d(1/sqrt(beta)) / dbeta = -1/2 beta^-3/2, and beta_t = r beta_{t-1} + 1.
 template <class T>
@@ -132,26 +313,29 @@ template <class T>
 void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right, const T* r,
               const T* inverse_root, const T* alpha0, const T* beta0, const T* ds, T* galpha, T* dz, SyncStrides dzs,
               T* dr, T* dbeta, int threads) {
-  const Backward<T> pass{n, z, r, inverse_root, alpha0, ds, zs, left, right, galpha, dz, dzs};
-  if (!dr) {
-    parallel_for(threads, n.batch, [&](int64_t b) { pass.sample(b, nullptr, nullptr, nullptr, nullptr); });
-    return;
+  const Pass<T> pass{n, z, zs, left, right, r, inverse_root, alpha0, ds, galpha, dz, dzs};
+  const int64_t P = n.pairs, T_ = n.ticks;
+  const bool lanes_are_samples = wide<T>(n);
+  const int64_t groups = lanes_are_samples ? group_count<T>(n) : n.batch < kGroups ? n.batch : kGroups;
+  const int64_t sums = dr ? P * (T_ + 1) : 0;
+  Buffer<T> buffer(groups * sums);
+  const int team = n.batch * n.ticks * n.pairs < 16384 ? 1 : threads;
+  if (lanes_are_samples) {
+    const Neurons neurons(n, left, right);
+    parallel_for(team, groups, [&](int64_t i) {
+      Group<T>(pass, neurons, i).backward(dr ? buffer.data + i * sums : nullptr);
+    });
+  } else {
+    parallel_for(team, groups, [&](int64_t i) {
+      Buffer<T> history(dr ? P * (T_ + 2) : 0);
+      for (int64_t b = i * n.batch / groups; b < (i + 1) * n.batch / groups; ++b)
+        backward_sample(pass, b, history.data, history.data + P * (T_ + 1), dr ? buffer.data + i * sums : nullptr);
+    });
   }
-  const int64_t P = n.pairs, sums = P * (n.ticks + 1), scratch = sums + P * (n.ticks + 2);
-  const int64_t groups = n.batch < kGroups ? n.batch : kGroups;
-  T* buffer = static_cast<T*>(std::calloc(groups * scratch + 1, sizeof(T)));
-  parallel_for(threads, groups, [&](int64_t group) {
-    T* own = buffer + group * scratch;
-    T* history = own + sums;
-    for (int64_t b = group * n.batch / groups; b < (group + 1) * n.batch / groups; ++b)
-      pass.sample(b, history, history + P * (n.ticks + 1), own, own + P);
-  });
-  double* total = static_cast<double*>(std::calloc(sums + 1, sizeof(double)));
-  for (int64_t group = 0; group < groups; ++group)
-    for (int64_t i = 0; i < sums; ++i) total[i] += static_cast<double>(buffer[group * scratch + i]);
-  root_gradient(n, r, inverse_root, beta0, total, dr, dbeta);
-  std::free(total);
-  std::free(buffer);
+  if (!dr) return;
+  Buffer<double> total(sums);
+  for (int64_t i = 0; i < groups * sums; ++i) total.data[i % sums] += static_cast<double>(buffer.data[i]);
+  root_gradient(n, r, inverse_root, beta0, total.data, dr, dbeta);
 }
 
 template <class T>
