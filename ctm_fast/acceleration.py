@@ -61,18 +61,21 @@ def accelerate(model: Model) -> Model:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: no CTM was found; the message says what is missing.
+        ValueError: no CTM was found, and the message says what is missing; or another forward was set on the
+            object.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    found = False
-    for module in model.modules():
-        if _is_ours(module) or forward.ACCELERATED in type(module).__dict__:
-            found = True
-        elif (kind := recognise(module)) is not None:
-            module.__class__ = _accelerated(type(module), kind)
-            found = True
-    if not found:
+    done = [module for module in model.modules() if _is_ours(module) or _is_accelerated(module)]
+    kinds = {module: recognise(module) for module in model.modules() if module not in done}
+    found = {module: kind for module, kind in kinds.items() if kind is not None}
+    for module in found:
+        if "forward" in module.__dict__:
+            name = f"{type(module).__name__} with another forward set on the object"
+            raise ValueError(f"accelerate: model must run the forward of its class, got {name}")
+    for module, kind in found.items():
+        module.__class__ = _accelerated(type(module), kind)
+    if not found and not done:
         raise ValueError(
             f"accelerate: model must be or contain a Continuous Thought Machine, got {_missing(model)}"
         )
@@ -84,7 +87,7 @@ def restore(model: Model) -> Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        if forward.ACCELERATED in type(module).__dict__:
+        if _is_accelerated(module):
             module.__dict__.pop(_CHECKED, None)
             module.__class__ = type(module).__mro__[1]
     return model
@@ -92,7 +95,8 @@ def restore(model: Model) -> Model:
 
 def recognise(model: nn.Module) -> str | None:
     """Which published CTM this is by structure: "base", "sort", "qamnist", "rl", or None."""
-    if not _has(model, _RECURRENT + _WIRING):
+    own = "trace_processor" in model._modules  # a wrapper may pass the attributes of its model on
+    if not own or not _has(model, _RECURRENT + _WIRING):
         return None
     if _has(model, _NEEDS["rl"]) and not _has(model, ("start_activated_state",)):
         return "rl"
@@ -120,6 +124,10 @@ def _is_ours(module: nn.Module) -> bool:
     )
 
 
+def _is_accelerated(module: nn.Module) -> bool:
+    return forward.ACCELERATED in type(module).__dict__
+
+
 def _accelerated(cls: type, kind: str) -> type:
     """A subclass of ``cls`` under its own name whose forward is the fast one."""
     if (cls, kind) in _classes:
@@ -127,6 +135,7 @@ def _accelerated(cls: type, kind: str) -> type:
     original = cls.forward  # type: ignore[attr-defined]
     signature = inspect.signature(original)
 
+    @torch.compiler.disable
     @functools.wraps(original)
     def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if backend.selected() == "reference" or _is_lazy(self):
@@ -159,7 +168,6 @@ def _is_lazy(model: nn.Module) -> bool:
     return any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
 
 
-@torch.compiler.disable
 def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
     """Whether both forwards give the same on one sample and two ticks in eval mode; says so if not."""
     sample = [_first(value) for value in inputs]

@@ -92,7 +92,7 @@ def evaluate(model, inputs, dtype=torch.float32):
     leaves = dict(model.named_parameters()) | given
     outputs = tensors(model(*inputs))
     wanted = {name: y for name, y in outputs.items() if y.requires_grad}
-    upward = cotangents(wanted)
+    upward = cotangents(wanted.values())
     grads = torch.autograd.grad([*wanted.values()], [*leaves.values()], upward, allow_unused=True)
     found = {name: y.detach() for name, y in outputs.items()}
     grads = [None if _vanishes(key) else g for key, g in zip(leaves, grads, strict=True)]
