@@ -38,10 +38,11 @@ struct Buffer {  // scratch of one call or one group, zeroed
   ~Buffer() { std::free(data); }
 };
 
-// The distinct neurons of all pairs, and the pairs as positions among them.
+// The neurons that occur in a pair. Few are read one by one and renumbered; many are read in whole squares.
 struct Neurons {
-  Buffer<int32_t> ids, left, right;
-  int64_t count = 0;
+  Buffer<int32_t> ids, left, right;  // left, right: positions of the pairs' neurons in a group's buffer
+  int64_t count = 0;                 // neurons in that buffer
+  bool whole;                        // all of them, under their own numbers
 
   Neurons(const SyncSizes& n, const int32_t* left_ids, const int32_t* right_ids)
       : ids(n.neurons), left(n.pairs), right(n.pairs) {
@@ -50,6 +51,11 @@ struct Neurons {
       left.data[p] = place(position.data, left_ids[p]);
       right.data[p] = place(position.data, right_ids[p]);
     }
+    whole = count * 4 > n.neurons;
+    if (!whole) return;
+    count = n.neurons;
+    std::memcpy(left.data, left_ids, sizeof(int32_t) * static_cast<size_t>(n.pairs));
+    std::memcpy(right.data, right_ids, sizeof(int32_t) * static_cast<size_t>(n.pairs));
   }
   int32_t place(int32_t* position, int32_t id) {
     if (position[id] == 0) {
@@ -154,75 +160,81 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
       : c(pass), neurons(used), first(index * V<T>),
         count(static_cast<int>(pass.n.batch - first < V<T> ? pass.n.batch - first : V<T>)) {}
 
-  // Columns [p, p + width) of rows (count, P) at `from` as lanes: square[i] is column p + i. Null gives zeros.
-  CTM_INLINE void read(const T* from, int64_t p, int width, Square<T>& square) const {
-    for (int b = 0; b < V<T>; ++b)
-      square[b] = from && b < count ? load_part(from + b * c.n.pairs + p, width) : Vec<T>{};
+  // Columns [at, at + width) of the group's rows as lanes: square[i] is column at + i. Null gives zeros.
+  CTM_INLINE void read(const T* rows, int64_t stride, int64_t at, int width, Square<T>& square) const {
+    for (int b = 0; b < V<T>; ++b) square[b] = rows && b < count ? load_part(rows + b * stride + at, width) : Vec<T>{};
     transpose<T>(square);
   }
-  CTM_INLINE void write(Square<T>& square, T* to, int64_t p, int width) const {
+  template <bool ADD>
+  CTM_INLINE void write(Square<T>& square, T* rows, int64_t stride, int64_t at, int width) const {
     transpose<T>(square);
-    for (int b = 0; b < count; ++b) store_part(to + b * c.n.pairs + p, square[b], width);
+    for (int b = 0; b < count; ++b) {
+      T* to = rows + b * stride + at;
+      store_part(to, ADD ? square[b] + load_part(to, width) : square[b], width);
+    }
   }
   template <class Body>
-  CTM_INLINE void over_squares(const Body& body) const {
-    for (int64_t p = 0; p < c.n.pairs; p += V<T>)
-      body(p, static_cast<int>(c.n.pairs - p < V<T> ? c.n.pairs - p : V<T>));
+  static CTM_INLINE void over_squares(int64_t columns, const Body& body) {
+    for (int64_t at = 0; at < columns; at += V<T>)
+      body(at, static_cast<int>(columns - at < V<T> ? columns - at : V<T>));
   }
   CTM_INLINE T* lane(T* data, int64_t i) const { return data + i * V<T>; }
 
-  void read_all(const T* rows, T* to) const {
-    over_squares([&](int64_t p, int width) {
+  void read_all(const T* rows, int64_t stride, int64_t columns, T* to) const {
+    over_squares(columns, [&](int64_t at, int width) {
       Square<T> square;
-      read(rows + first * c.n.pairs, p, width, square);
-      for (int i = 0; i < width; ++i) store(lane(to, p + i), square[i]);
+      read(rows, stride, at, width, square);
+      for (int i = 0; i < width; ++i) store(lane(to, at + i), square[i]);
     });
   }
-  void write_all(T* from, T* rows) const {
-    over_squares([&](int64_t p, int width) {
+  template <bool ADD>
+  void write_all(T* from, int64_t columns, T* rows, int64_t stride) const {
+    over_squares(columns, [&](int64_t at, int width) {
       Square<T> square = {};
-      for (int i = 0; i < width; ++i) square[i] = load(lane(from, p + i));
-      write(square, rows + first * c.n.pairs, p, width);
+      for (int i = 0; i < width; ++i) square[i] = load(lane(from, at + i));
+      write<ADD>(square, rows, stride, at, width);
     });
   }
   void gather(int64_t t, T* to) const {
+    if (neurons.whole) return read_all(c.activation(t, first), c.zs.row, c.n.neurons, to);
     for (int b = 0; b < count; ++b) {
       const T* z = c.activation(t, first + b);
       for (int64_t u = 0; u < neurons.count; ++u) to[u * V<T> + b] = z[neurons.ids.data[u]];
     }
   }
   void scatter(int64_t t, T* from) const {
-    for (int b = 0; b < count; ++b) {
-      T* dz = c.dz + t * c.dzs.tick + (first + b) * c.dzs.row;
-      for (int64_t u = 0; u < neurons.count; ++u) dz[neurons.ids.data[u]] += from[u * V<T> + b];
-    }
+    T* rows = c.dz + t * c.dzs.tick + first * c.dzs.row;
+    if (neurons.whole) return write_all<true>(from, c.n.neurons, rows, c.dzs.row);
+    for (int b = 0; b < count; ++b)
+      for (int64_t u = 0; u < neurons.count; ++u) rows[b * c.dzs.row + neurons.ids.data[u]] += from[u * V<T> + b];
   }
   CTM_INLINE Vec<T> product(T* z, int64_t p) const {
     return load(lane(z, neurons.left.data[p])) * load(lane(z, neurons.right.data[p]));
   }
 
   void forward(T* alpha_rows, T* s) const {
-    Buffer<T> z(neurons.count * V<T>), alpha(c.n.pairs * V<T>);
-    read_all(alpha_rows, alpha.data);
+    const int64_t P = c.n.pairs;
+    Buffer<T> z(neurons.count * V<T>), alpha(P * V<T>);
+    read_all(alpha_rows + first * P, P, P, alpha.data);
     for (int64_t t = 0; t < c.n.ticks; ++t) {
       gather(t, z.data);
       T* out = c.row(s, t, first);
-      over_squares([&](int64_t p, int width) {
+      over_squares(P, [&](int64_t p, int width) {
         Square<T> square = {};
         for (int i = 0; i < width; ++i) {
           const Vec<T> next = load(lane(alpha.data, p + i)) * c.r[p + i] + product(z.data, p + i);
           store(lane(alpha.data, p + i), next);
           square[i] = next * c.root(t)[p + i];
         }
-        if (out) write(square, out, p, width);
+        if (out) write<false>(square, out, P, p, width);
       });
     }
-    write_all(alpha.data, alpha_rows);
+    write_all<false>(alpha.data, P, alpha_rows + first * P, P);
   }
 
   // history (T + 1, P, lanes): alpha before the first tick and after every one.
   void replay(T* z, T* history) const {
-    read_all(c.alpha0, history);
+    read_all(c.alpha0 + first * c.n.pairs, c.n.pairs, c.n.pairs, history);
     for (int64_t t = 0; t < c.n.ticks; ++t) {
       gather(t, z);
       T *before = lane(history, t * c.n.pairs), *after = lane(before, c.n.pairs);
@@ -236,20 +248,20 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     const int64_t P = c.n.pairs, U = neurons.count * V<T>;
     Buffer<T> z(U), dz(U), g(P * V<T>), dr(sums ? P * V<T> : 0), history(sums ? (c.n.ticks + 1) * P * V<T> : 0);
     if (sums) replay(z.data, history.data);
-    read_all(c.galpha, g.data);
+    read_all(c.galpha + first * P, P, P, g.data);
     for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
       gather(t, z.data);
       std::memset(dz.data, 0, sizeof(T) * static_cast<size_t>(U));
       const T* grad = c.row(c.ds, t, first);
-      over_squares([&](int64_t p, int width) {
+      over_squares(P, [&](int64_t p, int width) {
         Square<T> square;
-        read(grad, p, width, square);
+        read(grad, P, p, width, square);
         for (int i = 0; i < width; ++i)
           tick(t, p + i, square[i], z.data, dz.data, g.data, dr.data, history.data, sums);
       });
       if (c.dz) scatter(t, dz.data);
     }
-    write_all(g.data, c.galpha);
+    write_all<false>(g.data, P, c.galpha + first * P, P);
     for (int64_t p = 0; sums && p < P; ++p) sums[p] = sum_lanes<T>(load(lane(dr.data, p)));
   }
 
@@ -291,21 +303,25 @@ void forward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left
 
 // d(1/sqrt(beta)) / dbeta = -1/2 beta^-3/2, and beta_t = r beta_{t-1} + 1.
 template <class T>
-void root_gradient(const SyncSizes& n, const T* r, const T* inverse_root, const T* beta0, const double* sums, T* dr,
+void root_gradient(const SyncSizes& n, const T* r, const T* inverse_root, const T* beta0, double* sums, T* dr,
                    T* dbeta) {
   const int64_t P = n.pairs;
-  const double* group_root = sums + P;
-  for (int64_t p = 0; p < P; ++p) {
-    double g = dbeta[p], total = sums[p];
-    for (int64_t t = n.ticks - 1; t >= 0; --t) {
-      const double root = inverse_root[t * P + p];
-      g -= 0.5 * root * root * root * group_root[t * P + p];
-      const double before = t ? inverse_root[(t - 1) * P + p] : 0.0;
-      total += g * (t ? 1.0 / (before * before) : static_cast<double>(beta0[p]));
-      g *= r[p];
+  Buffer<double> state(P);
+  double* g = state.data;
+  for (int64_t p = 0; p < P; ++p) g[p] = dbeta[p];
+  for (int64_t t = n.ticks - 1; t >= 0; --t) {
+    const T *root = inverse_root + t * P, *before = root - P;
+    const double* at = sums + (t + 1) * P;
+    for (int64_t p = 0; p < P; ++p) {
+      const double value = root[p], previous = t ? before[p] : 0.0;
+      g[p] -= 0.5 * value * value * value * at[p];
+      sums[p] += g[p] * (t ? 1.0 / (previous * previous) : static_cast<double>(beta0[p]));
+      g[p] *= r[p];
     }
-    dr[p] = static_cast<T>(total);
-    dbeta[p] = static_cast<T>(g);
+  }
+  for (int64_t p = 0; p < P; ++p) {
+    dr[p] = static_cast<T>(sums[p]);
+    dbeta[p] = static_cast<T>(g[p]);
   }
 }
 
@@ -334,7 +350,8 @@ void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* lef
   }
   if (!dr) return;
   Buffer<double> total(sums);
-  for (int64_t i = 0; i < groups * sums; ++i) total.data[i % sums] += static_cast<double>(buffer.data[i]);
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t i = 0; i < sums; ++i) total.data[i] += static_cast<double>(buffer.data[group * sums + i]);
   root_gradient(n, r, inverse_root, beta0, total.data, dr, dbeta);
 }
 

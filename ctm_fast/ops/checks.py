@@ -32,13 +32,19 @@ def rank(op: str, name: str, value: Tensor, letters: str) -> None:
 def shape(op: str, name: str, value: Tensor, expected: Sequence[int], letters: str) -> None:
     """Raise ``ValueError`` unless ``value`` has exactly this shape."""
     if tuple(value.shape) != tuple(expected):
-        raise ValueError(f"{op}: {name} must have shape ({letters}) = {tuple(expected)}, got {tuple(value.shape)}")
+        raise ValueError(
+            f"{op}: {name} must have shape ({letters}) = {tuple(expected)}, got {tuple(value.shape)}"
+        )
 
 
-def like(op: str, name: str, value: Tensor, other_name: str, other: Tensor, dtypes: Sequence[torch.dtype]) -> None:
-    """Raise unless ``value`` is on the device of ``other`` (``ValueError``) and of one of ``dtypes`` (``TypeError``)."""
+def like(
+    op: str, name: str, value: Tensor, other_name: str, other: Tensor, dtypes: Sequence[torch.dtype]
+) -> None:
+    """``ValueError`` unless on the device of ``other``, ``TypeError`` unless of one of ``dtypes``."""
     if value.device != other.device:
-        raise ValueError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {value.device}")
+        raise ValueError(
+            f"{op}: {name} must be on the device of {other_name}, {other.device}, got {value.device}"
+        )
     if value.dtype not in dtypes:
         names = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{op}: {name} must be {names}, got {value.dtype}")

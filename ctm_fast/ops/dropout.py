@@ -31,7 +31,7 @@ def _row_keys(seed: Tensor, rows: Tensor) -> Tensor:
     return _shift(x ^ _shift(x, 31), 32)
 
 
-# An op of its own: the products wrap around 64 bits, which is undefined in the C++ that torch.compile would write.
+# An op of its own: the products wrap around 64 bits, undefined in the C++ that torch.compile would write.
 _LIBRARY.impl("row_keys", _row_keys, "CompositeExplicitAutograd")
 torch.library.register_fake("ctm_fast::row_keys", lambda _, rows: torch.empty_like(rows))
 
@@ -48,7 +48,7 @@ def row_keys(seed: int | Tensor, rows: Tensor) -> Tensor:
 
 
 def keep_mask(p: float, keys: Tensor, indices: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / (1 - p) where kept and 0 elsewhere, for broadcastable int64 ``keys`` and ``indices`` below 2**32."""
+    """1 / (1 - p) where kept and 0 elsewhere; broadcastable int64 ``keys`` and ``indices`` below 2**32."""
     x = (indices * _signed(0x9E3779B1, 32) + keys) & _LOW
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _LOW
     x = ((x ^ (x >> 15)) * _signed(0x846CA68B, 32)) & _LOW

@@ -1,4 +1,4 @@
-"""Neuron-level models (arXiv 2505.05522, section 3.3): every neuron runs its own small MLP over its history."""
+"""Neuron-level models (arXiv 2505.05522, section 3.3): every neuron's own small MLP over its history."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def nlm(
     Args:
         history: pre-activations, newest last; any strides; float32, float64, bfloat16 (the native backend
             accumulates it in float32) or float16 (reference only).
-        w1, b1, t1: first layer of every neuron; ``t1`` divides. Of the dtype of ``history``, or float32 beside a
-            16-bit history.
+        w1, b1, t1: first layer of every neuron; ``t1`` divides. Of the dtype of ``history``, or float32
+            beside a 16-bit history.
         w2, b2, t2: second layer, all or none.
         dropout: probability in [0, 1) of dropping an input of either layer.
-        seed: dropout seed (int, or int64 tensor of shape (1,)); None draws one from torch's default generator.
+        seed: int, or int64 tensor with one element; None draws one from torch's default generator.
         backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
 
     Returns:

@@ -11,23 +11,35 @@ from ctm_fast.ops.native import draw_seed
 Weights = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
-def check_weights(
-    op: str, w1: object, b1: object, t1: object, w2: object, b2: object, t2: object
-) -> Weights:
+def check_weights(op: str, w1: object, b1: object, t1: object, w2: object, b2: object, t2: object) -> Weights:
     """The weights of both layers with consistent shapes, dtype and device, or TypeError/ValueError."""
     first = [checks.floating(op, name, x) for name, x in (("w1", w1), ("b1", b1), ("t1", t1))]
     checks.rank(op, "w1", first[0], "M, 2H, D")
     memory, outputs, neurons = first[0].shape
     if outputs % 2 or outputs == 0:
-        raise ValueError(f"{op}: w1 must have an even, positive number of outputs (M, 2H, D), got {(memory, outputs, neurons)}")
+        got = tuple(first[0].shape)
+        raise ValueError(f"{op}: w1 must have an even, positive number of outputs (M, 2H, D), got {got}")
     deep = [x is not None for x in (w2, b2, t2)]
     if any(deep) != all(deep):
         given = [name for name, x in zip(("w2", "b2", "t2"), deep, strict=True) if x]
-        raise ValueError(f"{op}: w2, b2, t2 must be given together or not at all, got {', '.join(given)} alone")
+        raise ValueError(
+            f"{op}: w2, b2, t2 must be given together or not at all, got {', '.join(given)} alone"
+        )
     if not any(deep) and outputs != 2:
         raise ValueError(f"{op}: w1 must have 2 outputs where there is no second layer, got {outputs}")
-    second = [checks.floating(op, name, x) for name, x in (("w2", w2), ("b2", b2), ("t2", t2))] if all(deep) else []
-    expected = [(memory, outputs, neurons), (1, neurons, outputs), (1,), (outputs // 2, 2, neurons), (1, neurons, 2), (1,)]
+    second = (
+        [checks.floating(op, name, x) for name, x in (("w2", w2), ("b2", b2), ("t2", t2))]
+        if all(deep)
+        else []
+    )
+    expected = [
+        (memory, outputs, neurons),
+        (1, neurons, outputs),
+        (1,),
+        (outputs // 2, 2, neurons),
+        (1, neurons, 2),
+        (1,),
+    ]
     letters = ["M, 2H, D", "1, D, 2H", "1", "H, 2, D", "1, D, 2", "1"]
     names = ["w1", "b1", "t1", "w2", "b2", "t2"]
     for name, value, size, text in zip(names, first + second, expected, letters, strict=False):
@@ -65,7 +77,9 @@ def as_seed(op: str, seed: int | Tensor | None) -> Tensor:
             raise ValueError(f"{op}: seed must fit 64 signed bits, got {seed}")
         return torch.tensor([seed], dtype=torch.int64)
     if not isinstance(seed, Tensor):
-        raise TypeError(f"{op}: seed must be an int or an int64 tensor with one element, got {type(seed).__name__}")
+        raise TypeError(
+            f"{op}: seed must be an int or an int64 tensor with one element, got {type(seed).__name__}"
+        )
     if seed.dtype != torch.int64 or seed.numel() != 1:
         got = f"{seed.dtype} of shape {tuple(seed.shape)}"
         raise TypeError(f"{op}: seed must be an int or an int64 tensor with one element, got {got}")

@@ -28,7 +28,9 @@ def shape_of(rows: int, w1: Tensor, w2: Tensor | None) -> Shape:
     return (rows, neurons, memory, outputs // 2, w2 is not None)
 
 
-def pack(w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None) -> Tensor:
+def pack(
+    w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None
+) -> Tensor:
     """Weights in the kernels' blocked layout, divided by t1 and t2: one flat tensor of the compute dtype."""
     dtype = compute_dtype(w1.dtype)
     shape = shape_of(0, w1, w2)
@@ -47,8 +49,8 @@ def pack(w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | Non
 def unpack(
     packed: Tensor, grad: Tensor, w1: Tensor, t1: Tensor, w2: Tensor | None, t2: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (w1, b1, t1, w2, b2, t2) from the gradient of ``packed``; the last three are empty if linear."""
-    memory, outputs, neurons = w1.shape
+    """Gradients of (w1, b1, t1, w2, b2, t2) from that of ``packed``; the last three are empty if linear."""
+    _, outputs, neurons = w1.shape
     new = partial(empty, packed)
     first = (new(*w1.shape), new(1, neurons, outputs), new(1))
     second = (new(*w2.shape), new(1, neurons, 2), new(1)) if w2 is not None else (new(0), new(0), new(0))
@@ -59,11 +61,14 @@ def unpack(
     return first + second
 
 
-def run_forward(shape: Shape, drop: Drop, packed: Tensor, x: Tensor, strides: tuple[int, ...], z: Tensor) -> None:
+def run_forward(
+    shape: Shape, drop: Drop, packed: Tensor, x: Tensor, strides: tuple[int, ...], z: Tensor
+) -> None:
     """Native forward of ``shape[0]`` rows of ``x`` (row, neuron, memory strides) into ``z`` (rows, D)."""
     kernels().nlm_forward(
-        CODES[x.dtype], shape, drop, packed.data_ptr(), x.data_ptr(), strides, z.data_ptr(), z.stride(0), threads()
-    )
+        CODES[x.dtype], shape, drop, packed.data_ptr(), x.data_ptr(), strides, z.data_ptr(), z.stride(0),
+        threads(),
+    )  # fmt: skip
 
 
 def run_backward(
@@ -86,8 +91,8 @@ def run_backward(
 
 
 def _forward(
-    history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None,
-    dropout: float, seed: Tensor | None,
+    history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
+    t2: Tensor | None, dropout: float, seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
     z = history.new_empty(history.shape[:2])
     packed = pack(w1, b1, t1, w2, b2, t2)
@@ -111,7 +116,10 @@ def _backward(
     )  # fmt: skip
     none = (packed.new_empty(0) for _ in range(6))  # outputs of a registered op must not alias
     weights = unpack(packed, dpacked, w1, t1, w2, t2) if dpacked is not None else none
-    return (dx.to(history.dtype) if dx is not None else history.new_empty(0), *(g.to(w1.dtype) for g in weights))
+    return (
+        dx.to(history.dtype) if dx is not None else history.new_empty(0),
+        *(g.to(w1.dtype) for g in weights),
+    )
 
 
 def _fake_forward(history: Tensor, *_: Any) -> Tensor:
@@ -119,8 +127,8 @@ def _fake_forward(history: Tensor, *_: Any) -> Tensor:
 
 
 def _fake_backward(
-    grad: Tensor, history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
-    t2: Tensor | None, dropout: float, seed: Tensor | None, want_history: bool, want_weights: bool,
+    _grad: Tensor, history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
+    t2: Tensor | None, _dropout: float, _seed: Tensor | None, want_history: bool, want_weights: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     def like(x: Tensor | None, wanted: bool) -> Tensor:
         return w1.new_empty(x.shape if x is not None and wanted else 0)
@@ -153,6 +161,8 @@ class Nlm(torch.autograd.Function):
         return (*(g if n else None for g, n in zip(grads, need[:7], strict=True)), None, None)
 
 
-def native(history: Tensor, *weights: Tensor | None, dropout: float = 0.0, seed: Tensor | None = None) -> Tensor:
+def native(
+    history: Tensor, *weights: Tensor | None, dropout: float = 0.0, seed: Tensor | None = None
+) -> Tensor:
     """The public op on the native backend."""
     return Nlm.apply(history, *weights, dropout, seed)

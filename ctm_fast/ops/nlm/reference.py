@@ -20,7 +20,9 @@ def masks(
     """Dropout masks of the input (B, D, M) and of the hidden layer (B, D, H); a seed of None counts as 0."""
     batch, neurons, memory = history.shape
     device = history.device
-    keys = row_keys(0 if seed is None else seed, torch.arange(first_row, first_row + batch, device=device))[:, None, None]
+    keys = row_keys(0 if seed is None else seed, torch.arange(first_row, first_row + batch, device=device))[
+        :, None, None
+    ]
     slots = torch.arange(memory + hidden, device=device)[None, None, :] * neurons
     indices = slots + torch.arange(neurons, device=device)[None, :, None]
     mask = keep_mask(p, keys, indices, history.dtype)
@@ -64,7 +66,9 @@ def _glu_backward(grad: Tensor, u: Tensor) -> Tensor:
     return torch.cat([grad * gate, grad * a * gate * (1 - gate)], -1)
 
 
-def _layer_backward(grad: Tensor, x: Tensor, w: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _layer_backward(
+    grad: Tensor, x: Tensor, w: Tensor, y: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, w, b, t of ``y = layer(x, w, b, t)``."""
     scaled = grad / t
     dx = torch.einsum("bdh,mhd->bdm", scaled, w)

@@ -1,8 +1,8 @@
 """The loop form of ``nlm``: weights packed once, a write-once history, one call per tick.
 
-Autograd keeps per tick nothing but the new pre-activation, in the history's rows. The gradients of the rows and
-of the post-activations of all ticks travel backward through the chain of ticks in one buffer, so the weight
-gradients are computed once, over all ticks, when that buffer reaches the pack.
+Autograd keeps per tick nothing but the new pre-activation, in the history's rows. The gradients of the rows
+and of the post-activations of all ticks travel backward through the chain of ticks in one buffer, so the
+weight gradients are computed once, over all ticks, when that buffer reaches the pack.
 
 The buffer is carried as the gradient of a stand-in tensor, the history's state after each tick: shape
 (2, M + T, B, D), no memory of its own. Plane 0 of its gradient belongs to the history's rows, plane 1 to the
@@ -53,7 +53,9 @@ class NlmPack:
         if batch < 0 or ticks < 1:
             raise ValueError(f"nlm_tick: batch must be >= 0 and ticks >= 1, got {batch} and {ticks}")
         check_dropout("nlm_tick", dropout)
-        return NlmHistory(self, start, batch, ticks, dropout, as_seed("nlm_tick", seed) if dropout > 0.0 else None)
+        return NlmHistory(
+            self, start, batch, ticks, dropout, as_seed("nlm_tick", seed) if dropout > 0.0 else None
+        )
 
 
 class _Rows:
@@ -84,7 +86,7 @@ class _Rows:
 
 
 class NlmHistory:
-    """Pre-activations of all ticks, written once each: ``history[t] = s``, then ``nlm_tick(packed, history, t)``."""
+    """Pre-activations of all ticks, written once: ``history[t] = s`` before ``nlm_tick`` of tick ``t``."""
 
     def __init__(
         self, packed: NlmPack, start: Tensor, batch: int, ticks: int, dropout: float, seed: Tensor | None
@@ -106,11 +108,21 @@ class NlmHistory:
             raise IndexError(f"nlm_tick: t must be in [0, {self.ticks}), got {t}")
         s = checks.floating("nlm_tick", "pre_activation", pre_activation)
         checks.shape("nlm_tick", "pre_activation", s, (self.batch, self.packed.neurons), "B, D")
-        checks.like("nlm_tick", "pre_activation", s, "w1", self.packed.weights[0], (self.packed.weights[0].dtype,))
+        checks.like(
+            "nlm_tick", "pre_activation", s, "w1", self.packed.weights[0], (self.packed.weights[0].dtype,)
+        )
         if self._grad_mode[t] not in (None, torch.is_grad_enabled()):
-            raise RuntimeError("nlm_tick: reentrant checkpointing would lose gradients, use use_reentrant=False")
-        if t < self.computed and self.rows is not None and not _same_bits(s, self.rows.data[self.packed.memory + t]):
-            raise ValueError(f"nlm_tick: history[{t}] must be written once, got other values for a computed tick")
+            raise RuntimeError(
+                "nlm_tick: reentrant checkpointing would lose gradients, use use_reentrant=False"
+            )
+        if (
+            t < self.computed
+            and self.rows is not None
+            and not _same_bits(s, self.rows.data[self.packed.memory + t])
+        ):
+            raise ValueError(
+                f"nlm_tick: history[{t}] must be written once, got other values for a computed tick"
+            )
         self._grad_mode[t] = torch.is_grad_enabled()
         self.written[t] = s
 
@@ -133,25 +145,25 @@ def nlm_pack(
 ) -> NlmPack:
     """Pack the weights of neuron-level models once for many ticks. Arguments and errors as in ``ops.nlm``.
 
-    float32 and float64 run natively; inside ``torch.compile`` the loop form is traced as plain PyTorch. One pack
-    serves any number of histories and of backward passes; pack again after an optimiser step.
+    float32 and float64 run natively; inside ``torch.compile`` the loop form is traced as plain PyTorch. One
+    pack serves any number of histories and of backward passes; pack again after an optimiser step.
     """
     weights = check_weights("nlm_pack", w1, b1, t1, w2, b2, t2)
-    name = backends.choose("nlm", backend, weights[0])
+    name, reason = backends.choose("nlm", backend, weights[0]), None
     if name == "native" and weights[0].dtype not in _BITS:
-        if "native" in (backend, backends.selected()):
-            raise RuntimeError(
-                f"nlm_pack: backend 'native' cannot run here: the loop form takes float32, float64, got {weights[0].dtype}"
-            )
-        name = "reference"
-    return NlmPack(weights, "reference" if torch.compiler.is_compiling() else name)
+        reason = f"the loop form takes float32 and float64, got {weights[0].dtype}"
+    elif name == "native" and torch.compiler.is_compiling():
+        reason = "torch.compile cannot trace the loop form's history"
+    if reason is not None and "native" in (backend, backends.selected()):
+        raise RuntimeError(f"nlm_pack: backend 'native' cannot run here: {reason}")
+    return NlmPack(weights, "reference" if reason is not None else name)
 
 
 def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
     """Post-activations (B, D) of tick ``t`` from the last M pre-activations of ``history``.
 
-    Ticks are computed in order, each after ``history[t]`` was written. Same mathematics, dtypes and gradients as
-    ``ops.nlm`` on the window; the weight gradients are computed once for all ticks.
+    Ticks are computed in order, each after ``history[t]`` was written. Same mathematics, dtypes and gradients
+    as ``ops.nlm`` on the window; the weight gradients are computed once for all ticks.
 
     Raises:
         ValueError: ``history`` belongs to another pack, or tick ``t`` or an earlier one was not written.
@@ -167,8 +179,14 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
         raise ValueError(f"nlm_tick: ticks must be computed in order, got {t} before {history.computed}")
     history.computed = max(history.computed, t + 1)
     if history.rows is None:
-        masks = {"dropout": history.dropout, "seed": history.seed, "first_row": t * history.batch}
-        return reference.nlm(history.window(t), *packed.weights, **masks)
+        window, first_row = history.window(t), t * history.batch
+        return reference.nlm(
+            window, *packed.weights, dropout=history.dropout, seed=history.seed, first_row=first_row
+        )
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "nlm_tick: history must be made inside the compiled function, got one made outside"
+        )
     history.written[t] = None  # the rows hold it from now on
     z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
     return z
@@ -197,10 +215,10 @@ class _Pack(torch.autograd.Function):
 
 
 class _Start(torch.autograd.Function):
-    """The state before the first tick; its backward ends the chain with the weights' and the start's gradients."""
+    """The state before the first tick; its backward ends the chain: gradients of weights and start."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, start: Tensor, rows: _Rows) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, _start: Tensor, rows: _Rows) -> Tensor:
         ctx.save_for_backward(packed)
         ctx.rows = rows
         return packed.new_empty(()).expand(2, *rows.data.shape)
@@ -216,8 +234,8 @@ class _Start(torch.autograd.Function):
             dpacked = torch.zeros_like(packed)
             dz = grad[1, :reached].flatten(0, 1)
             autograd.run_backward(
-                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(), dz, None, (0, 0, 0),
-                dpacked,
+                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(), dz, None,
+                (0, 0, 0), dpacked,
             )  # fmt: skip
         dstart = grad[0, : rows.memory].sum(1).t() if ctx.needs_input_grad[1] else None
         return dpacked, dstart, None

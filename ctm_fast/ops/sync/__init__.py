@@ -1,4 +1,4 @@
-"""Synchronisation with decay (arXiv 2505.05522, section 3.4): how far pairs of neurons have fired together."""
+"""Synchronisation with decay (arXiv 2505.05522, section 3.4): how far pairs of neurons fired together."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def sync(
     T calls of one tick each, alpha and beta carried, equal one call of T ticks, values and gradients.
 
     Args:
-        activations: post-activations z, any strides; float32, float64, or bfloat16/float16 (accumulated in float32).
+        activations: post-activations z, any strides; float32, float64, or 16 bits (accumulated in float32).
         left, right: neuron indices of the pairs, int64 or int32, in [0, D).
-        decay: raw decay of every pair, never clamped here; of the dtype of ``activations``, or float32 beside 16 bits.
-        alpha, beta: state to go on from; None means zeros. Of the accumulation dtype. The output synchronisation of a
-            CTM starts from alpha = p(z_0), beta = 1.
+        decay: raw decay of every pair, never clamped here; of the dtype of ``activations``, or float32 beside
+            16 bits.
+        alpha, beta: state to go on from, of the accumulation dtype; None means zeros. The output
+            synchronisation of a CTM starts from alpha = p(z_0), beta = 1.
         last: return the last tick's synchronisation only.
         backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
 
     Returns:
-        synchronisation (T, B, P), or (B, P) with ``last``, of the dtype of ``activations``; alpha (B, P) and beta (P)
-        after the last tick.
+        synchronisation (T, B, P), or (B, P) with ``last``, of the dtype of ``activations``; alpha (B, P) and
+        beta (P) after the last tick.
 
     Raises:
         TypeError, ValueError, IndexError: "sync: argument must ..., got ...".

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import CODES, kernels, threads
+from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
 from ctm_fast.ops.sync.reference import check_indices
 
 _ARGUMENTS = "Tensor z, Tensor left, Tensor right, Tensor decay, Tensor alpha, Tensor beta, bool last"
@@ -33,7 +33,7 @@ def rows(z: Tensor) -> Tensor:
 
 def roots(n: tuple[int, ...], r: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """1 / sqrt(beta_t) (T, P) and beta after the last tick (P)."""
-    root, after = r.new_empty(n[0], n[3]), torch.empty_like(r)
+    root, after = empty(r, n[0], n[3]), torch.empty_like(r)
     kernels().sync_roots(CODES[r.dtype], n, r.data_ptr(), beta.data_ptr(), after.data_ptr(), root.data_ptr())
     return root, after
 
@@ -46,7 +46,7 @@ def _forward(
     n = (*z.shape, r.shape[0], last)
     root, after = roots(n, r, beta)
     state = alpha.clone(memory_format=torch.contiguous_format)
-    s = z.new_empty(n[1:2] + n[3:4] if last else (n[0], n[1], n[3]))
+    s = empty(z, *(n[1:2] + n[3:4] if last else (n[0], n[1], n[3])))
     kernels().sync_forward(
         CODES[z.dtype], n, z.data_ptr(), z.stride()[:2], left.data_ptr(), right.data_ptr(), r.data_ptr(),
         root.data_ptr(), state.data_ptr(), s.data_ptr(), threads(),
@@ -55,16 +55,17 @@ def _forward(
 
 
 def _backward(
-    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor,
-    beta: Tensor, last: bool,
+    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor,
+    alpha: Tensor, beta: Tensor, last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     left, right = pairs(z, left, right)
-    z, r, alpha, beta, ds = rows(z), torch.exp(-decay).contiguous(), alpha.contiguous(), beta.contiguous(), ds.contiguous()
+    z, r = rows(z), torch.exp(-decay).contiguous()
+    alpha, beta, ds = alpha.contiguous(), beta.contiguous(), ds.contiguous()
     n = (*z.shape, r.shape[0], last)
     root, _ = roots(n, r, beta)
     galpha = dalpha.clone(memory_format=torch.contiguous_format)
     gbeta = dbeta.clone(memory_format=torch.contiguous_format)
-    dz, dr = torch.zeros(z.shape, dtype=z.dtype), torch.empty_like(r)
+    dz, dr = zeros(z, *z.shape), torch.empty_like(r)
     kernels().sync_backward(
         CODES[z.dtype], n, z.data_ptr(), z.stride()[:2], left.data_ptr(), right.data_ptr(), r.data_ptr(),
         root.data_ptr(), alpha.data_ptr(), beta.data_ptr(), ds.data_ptr(), galpha.data_ptr(), dz.data_ptr(),
@@ -74,18 +75,16 @@ def _backward(
 
 
 def _fake_forward(
-    z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool
+    z: Tensor, _left: Tensor, _right: Tensor, decay: Tensor, _alpha: Tensor, _beta: Tensor, last: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     ticks, batch, _ = z.shape
     s = z.new_empty((batch, decay.shape[0]) if last else (ticks, batch, decay.shape[0]))
     return s, z.new_empty(batch, decay.shape[0]), z.new_empty(decay.shape[0])
 
 
-def _fake_backward(
-    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor,
-    beta: Tensor, last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return tuple(z.new_empty(x.shape) for x in (z, decay, alpha, beta))  # type: ignore[return-value]
+def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, _, z, _, _, decay, alpha, beta, _ = arguments
+    return tuple(z.new_empty(x.shape) for x in (z, decay, alpha, beta))
 
 
 _LIBRARY.impl("sync_forward", _forward, "CPU")

@@ -12,9 +12,8 @@ from torch import Tensor
 def check_indices(index: Tensor, name: str, neurons: int) -> None:
     """Raise ``IndexError`` unless every index is in [0, D)."""
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= neurons):
-        raise IndexError(
-            f"sync: {name} must be in [0, {neurons}), got values from {int(index.min())} to {int(index.max())}"
-        )
+        found = f"values from {int(index.min())} to {int(index.max())}"
+        raise IndexError(f"sync: {name} must be in [0, {neurons}), got {found}")
 
 
 def sync(
@@ -50,8 +49,10 @@ def sync_backward(
     alpha: Tensor,
     beta: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients that the kernels compute, derived by hand: z, decay, alpha, beta. ``dalpha`` and ``dbeta`` are
-    those of the state after the last tick."""
+    """The gradients that the kernels compute, derived by hand: z, decay, alpha, beta.
+
+    ``dalpha`` and ``dbeta`` are those of the state after the last tick.
+    """
     r = torch.exp(-decay)
     alphas, betas = [alpha], [beta]
     for activation in z:
