@@ -5,7 +5,7 @@ Tests and benchmarks of every op run over :data:`CASES`; a new op adds one :clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctm_fast import ops
 
-Inputs = dict[str, Tensor | None]
+Inputs = dict[str, Tensor]
 Evaluate = Callable[[Inputs], dict[str, Tensor]]
 
 
@@ -39,7 +39,7 @@ class OpCase:
         return f"{self.op}-{self.name}"
 
     def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
-        """Arguments by name, in the order of the op's signature; floating-point ones of ``dtype``, on the CPU."""
+        """Arguments by name in the order of the signature, on the CPU; floating-point ones of ``dtype``."""
         return OPS[self.op].inputs(*self.sizes, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
     def run(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
@@ -49,25 +49,26 @@ class OpCase:
         return dict(zip(op.outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
     def evaluate(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
-        """Outputs, and the gradient of every floating-point argument as ``"d " + name``, for one fixed cotangent."""
-        leaves = {name: _leaf(value) for name, value in inputs.items()}
+        """Outputs, and gradients of floating-point arguments as ``"d " + name`` for one fixed cotangent."""
+        leaves = {name: leaf(value) for name, value in inputs.items()}
         outputs = self.run(leaves, backend)
-        wanted = {name: x for name, x in leaves.items() if x is not None and x.requires_grad}
-        grads = torch.autograd.grad(list(outputs.values()), list(wanted.values()), cotangents(outputs))
+        wanted = {name: x for name, x in leaves.items() if x.requires_grad}
+        grads = torch.autograd.grad(
+            list(outputs.values()), list(wanted.values()), cotangents(outputs.values())
+        )
         found = {name: y.detach() for name, y in outputs.items()}
         return found | {f"d {name}": g for name, g in zip(wanted, grads, strict=True)}
 
 
-def cotangents(outputs: Mapping[str, Tensor]) -> list[Tensor]:
+def cotangents(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Gradients to start a backward pass from; exact in bfloat16, so the same numbers in every dtype."""
     generator = torch.Generator().manual_seed(1)
-    shapes = ((y.shape, y.dtype) for y in outputs.values())
-    return [torch.randn(s, generator=generator).to(torch.bfloat16).to(dtype) for s, dtype in shapes]
+    return [torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype) for y in outputs]
 
 
 def upcast(inputs: Inputs) -> Inputs:
     """The same numbers in float64."""
-    return {k: x.double() if x is not None and x.is_floating_point() else x for k, x in inputs.items()}
+    return {k: x.double() if x.is_floating_point() else x for k, x in inputs.items()}
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
@@ -82,13 +83,17 @@ def error_bound(plain: float, dtype: torch.dtype) -> float:
 
 
 def breaches(
-    draw: Callable[[torch.dtype, int], Inputs], fast: Evaluate, plain: Evaluate, dtype: torch.dtype, draws: int = 8
+    draw: Callable[[torch.dtype, int], Inputs],
+    fast: Evaluate,
+    plain: Evaluate,
+    dtype: torch.dtype,
+    draws: int = 8,
 ) -> dict[str, tuple[float, float]]:
-    """Results of ``fast`` beyond the numerical contract: name -> (relative error, bound). Empty where it is kept.
+    """Results of ``fast`` that break the numerical contract: name -> (relative error, bound).
 
-    The truth is ``plain`` in float64 on the same numbers. A result is judged over several draws joined, because a
-    scalar's gradient of one draw can cancel by chance. In float64, plain PyTorch's error is its error in float32 scaled
-    by the ratio of the units, and the truth itself is that far from the exact result.
+    The truth is ``plain`` in float64 on the same numbers. A result is judged over several draws joined: a
+    scalar's gradient of one draw can cancel by chance. In float64, plain PyTorch's error is its error in
+    float32 scaled by the ratio of the units, and the truth itself is that far from the exact result.
     """
     measured = torch.float32 if dtype == torch.float64 else dtype
     scale = torch.finfo(dtype).eps / torch.finfo(measured).eps
@@ -117,8 +122,9 @@ def padded(x: Tensor) -> Tensor:
     return wide[:, : x.shape[1]]
 
 
-def _leaf(x: Tensor | None) -> Tensor | None:
-    return x.detach().requires_grad_() if x is not None and x.is_floating_point() else x
+def leaf(x: Tensor) -> Tensor:
+    """The same numbers as a leaf that takes gradients where it can."""
+    return x.detach().requires_grad_(x.is_floating_point())
 
 
 def nlm_inputs(

@@ -1,18 +1,30 @@
-"""What every op promises, for every case of ctm_fast.testing: accuracy, bits, strides, torch's own checks, errors."""
+"""What every op promises, for every case of ctm_fast.testing: accuracy, bits, strides, torch's own checks."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from ctm_fast import backend as backends
-from ctm_fast.testing import CASES, OPS, Inputs, OpCase, breaches, cotangents, error_bound, relative_error, upcast
+from ctm_fast.testing import (
+    CASES,
+    OPS,
+    Inputs,
+    OpCase,
+    breaches,
+    cotangents,
+    error_bound,
+    leaf,
+    relative_error,
+    upcast,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+Layout = Callable[[Tensor], Tensor]
 ids = str
 
 SMALL = (
@@ -23,7 +35,7 @@ SMALL = (
     OpCase("sync", "last-tick", (3, 2, 4, 5), {"last": True}),
 )
 
-# One step of memory: no sum cancels, so large inputs saturate the gates without making the result ill-conditioned.
+# One step of memory: no sum cancels; large inputs saturate the gates and the result stays well-conditioned.
 EXTREME = (
     OpCase("nlm", "deep", (64, 37, 1, 1)),
     OpCase("nlm", "linear", (64, 37, 1, 0)),
@@ -55,7 +67,9 @@ def test_nlm_error_over_all_rows_of_a_long_forward(sizes: tuple[int, ...]) -> No
 def test_dtypes_and_shapes_are_those_of_the_reference(case: OpCase) -> None:
     for dtype in DTYPES:
         native, plain = (case.evaluate(case.inputs(dtype), backend) for backend in ("native", "reference"))
-        assert {k: (v.dtype, v.shape) for k, v in native.items()} == {k: (v.dtype, v.shape) for k, v in plain.items()}
+        assert {k: (v.dtype, v.shape) for k, v in native.items()} == {
+            k: (v.dtype, v.shape) for k, v in plain.items()
+        }
 
 
 @pytest.mark.usefixtures("_threads_restored")
@@ -86,10 +100,9 @@ def spread(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [expanded, permuted, spread])
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_any_strides_give_the_same_bits(case: OpCase, layout: object) -> None:
-    assert callable(layout)
-    strided = {name: x if x is None or not x.numel() else layout(x) for name, x in case.inputs().items()}
-    dense = {name: x.clone(memory_format=torch.contiguous_format) if x is not None else x for name, x in strided.items()}
+def test_any_strides_give_the_same_bits(case: OpCase, layout: Layout) -> None:
+    strided = {name: x if not x.numel() else layout(x) for name, x in case.inputs().items()}
+    dense = {name: x.clone(memory_format=torch.contiguous_format) for name, x in strided.items()}
     found, expected = case.evaluate(strided, "native"), case.evaluate(dense, "native")
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
@@ -97,7 +110,7 @@ def test_any_strides_give_the_same_bits(case: OpCase, layout: object) -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=ids)
 def test_gradcheck(case: OpCase) -> None:
-    inputs = {k: x.requires_grad_() if x is not None and x.is_floating_point() else x for k, x in case.inputs(torch.float64).items()}
+    inputs = {k: leaf(x) for k, x in case.inputs(torch.float64).items()}
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         return tuple(case.run(dict(zip(inputs, values, strict=True)), "native").values())
@@ -107,13 +120,14 @@ def test_gradcheck(case: OpCase) -> None:
 
 @pytest.mark.parametrize("case", SMALL, ids=ids)
 def test_create_graph_names_the_reference(case: OpCase) -> None:
-    inputs = {k: x.requires_grad_() if x is not None and x.is_floating_point() else x for k, x in case.inputs().items()}
+    inputs = {k: leaf(x) for k, x in case.inputs().items()}
     first = next(iter(inputs.values()))
-    assert first is not None
     with pytest.raises(RuntimeError, match=f"{case.op}: create_graph=True needs .* backend='reference'"):
         torch.autograd.grad(next(iter(case.run(inputs, "native").values())).sum(), first, create_graph=True)
     outputs = case.run(inputs, "reference")
-    (grad,) = torch.autograd.grad(list(outputs.values()), first, cotangents(outputs), create_graph=True)
+    (grad,) = torch.autograd.grad(
+        list(outputs.values()), first, cotangents(outputs.values()), create_graph=True
+    )
     (second,) = torch.autograd.grad(grad.sum(), first)
     assert second.isfinite().all()
 
@@ -123,7 +137,7 @@ OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 def op_arguments(case: OpCase, inputs: Inputs) -> tuple[object, ...]:
     """Arguments of the registered forward."""
-    values = list(inputs.values())
+    values: list[Tensor | None] = list(inputs.values())
     if case.op == "sync":
         return (*values, case.options.get("last", False))
     values += [None] * (7 - len(values))
@@ -133,19 +147,20 @@ def op_arguments(case: OpCase, inputs: Inputs) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("layout", [torch.clone, permuted], ids=["contiguous", "permuted"])
 @pytest.mark.parametrize("case", SMALL, ids=ids)
-def test_opcheck(case: OpCase, layout: object) -> None:
-    assert callable(layout)
-    arguments = op_arguments(case, {k: layout(x) if x is not None else x for k, x in case.inputs().items()})
-    forward, backward = (getattr(torch.ops.ctm_fast, f"{case.op}_{way}").default for way in ("forward", "backward"))
+def test_opcheck(case: OpCase, layout: Layout) -> None:
+    arguments = op_arguments(case, {k: layout(x) for k, x in case.inputs().items()})
+    forward, backward = (
+        getattr(torch.ops.ctm_fast, f"{case.op}_{way}").default for way in ("forward", "backward")
+    )
     torch.library.opcheck(forward, arguments, test_utils=OPCHECKS)
     outputs = forward(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grads = [layout(g) for g in cotangents(dict(enumerate(outputs)))]  # type: ignore[arg-type]
+    grads = [layout(g) for g in cotangents(outputs)]
     for wanted in ((True, True), (False, False)) if case.op == "nlm" else ((),):
         torch.library.opcheck(backward, (*grads, *arguments, *wanted), test_utils=OPCHECKS)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile does so itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own
 @pytest.mark.parametrize("case", SMALL, ids=ids)
 def test_compiles_in_one_graph(case: OpCase) -> None:
     inputs = case.inputs()
@@ -156,11 +171,10 @@ def test_compiles_in_one_graph(case: OpCase) -> None:
         return tuple(2 * y for y in outputs.values())
 
     compiled = torch.compile(scaled, fullgraph=True, backend="aot_eager")
-    leaves = [x.requires_grad_() if x is not None and x.is_floating_point() else x for x in inputs.values()]
+    leaves = [leaf(x) for x in inputs.values()]
     outputs = compiled(*leaves)
-    named = dict(zip(OPS[case.op].outputs, outputs, strict=True))
-    wanted = [x for x in leaves if x is not None and x.requires_grad]
-    grads = torch.autograd.grad(outputs, wanted, cotangents(named))
+    wanted = [x for x in leaves if x.requires_grad]
+    grads = torch.autograd.grad(outputs, wanted, cotangents(outputs))
     for y, value in zip((*outputs, *grads), expected.values(), strict=True):
         torch.testing.assert_close(y, 2 * value, rtol=0, atol=0)
 
@@ -171,14 +185,16 @@ def test_named_backends_run_or_raise(op: str) -> None:
     inputs = case.inputs()
     with pytest.raises(ValueError, match=f"{op}: backend must be None or one of .*, got 'cuda'"):
         case.run(inputs, "cuda")
-    with pytest.raises(RuntimeError, match=f"{op}: backend 'triton' cannot run here: {op} has no Triton kernel"):
+    with pytest.raises(
+        RuntimeError, match=f"{op}: backend 'triton' cannot run here: {op} has no Triton kernel"
+    ):
         case.run(inputs, "triton")
-    meta = {k: x.to("meta") if x is not None else x for k, x in inputs.items()}
+    meta = {k: x.to("meta") for k, x in inputs.items()}
     with pytest.raises(RuntimeError, match=f"{op}: backend 'native' cannot run here: .* on the CPU only"):
         case.run(meta, "native")
-    half = {k: x.half() if x is not None and x.is_floating_point() else x for k, x in inputs.items()}
+    half = {k: x.half() if x.is_floating_point() else x for k, x in inputs.items()}
     half |= {k: inputs[k] for k in ("alpha", "beta") if op == "sync"}
-    with pytest.raises(RuntimeError, match="cannot run here: .* take float32, float64, bfloat16"):
+    with pytest.raises(RuntimeError, match=r"cannot run here: .* take float32, float64, bfloat16"):
         case.run(half, "native")
     for y in case.run(half).values():
         assert y.isfinite().all()
@@ -199,11 +215,10 @@ def test_use_backend_chooses_for_the_block(op: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("case", [c for c in CASES if 0 not in c.sizes[:3]], ids=ids)
 def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float, simd_level: str) -> None:
     for name, x in case.inputs().items():
-        if x is None or not x.is_floating_point() or not x.numel():
+        if not x.is_floating_point() or not x.numel():
             continue
         inputs = case.inputs()
         poisoned = inputs[name]
-        assert poisoned is not None
         poisoned.view(-1)[poisoned.numel() // 2] = value
         found, expected = case.evaluate(inputs, "native"), case.evaluate(inputs, "reference")
         for key, y in expected.items():
@@ -216,7 +231,7 @@ def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float,
 def test_extreme_values(case: OpCase, scale: float, simd_level: str) -> None:
     inputs = case.inputs()
     first = next(iter(inputs))
-    inputs[first] = inputs[first] * scale  # type: ignore[operator]
+    inputs[first] = inputs[first] * scale
     plain, found = case.evaluate(inputs, "reference"), case.evaluate(inputs, "native")
     for name, y in case.evaluate(upcast(inputs), "reference").items():
         assert torch.equal(found[name].isfinite(), plain[name].isfinite()), name

@@ -16,7 +16,9 @@ from ctm_fast.testing import padded
 SEEDS = (0, 1, -1, 2**63 - 1, -(2**63))
 
 
-def mask(p: float, seed: int, rows: int, width: int, first_row: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def mask(
+    p: float, seed: int, rows: int, width: int, first_row: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     keys = row_keys(seed, torch.arange(first_row, first_row + rows))[:, None]
     return keep_mask(p, keys, torch.arange(width), dtype)
 
@@ -33,7 +35,9 @@ def kernel(p: float, seed: int, x: Tensor, first_row: int = 0, threads: int = 1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0], ids=str)
-def test_kernel_draws_the_mask_of_the_reference(p: float, seed: int, dtype: torch.dtype, simd_level: str) -> None:
+def test_kernel_draws_the_mask_of_the_reference(
+    p: float, seed: int, dtype: torch.dtype, simd_level: str
+) -> None:
     ones = torch.ones(7, 83, dtype=dtype)
     assert torch.equal(kernel(p, seed, ones, 5), mask(p, seed, 7, 83, 5, dtype))
 

@@ -1,0 +1,126 @@
+# ruff: noqa: N999
+"""CPU kernels over raw addresses (``Tensor.data_ptr()``); ``ctm_fast.ops`` has checked every argument.
+
+``code`` is a storage: 0 float32, 1 float64, 2 bfloat16 (``nlm_forward`` and ``nlm_backward`` only). Strides
+count elements; ``x_row`` is the row stride of ``x``. An address of 0 means absent where the kernel's header
+in csrc allows it. A call runs on ``threads`` threads and gives the same bits for any number of them.
+"""
+
+Address = int
+Drop = tuple[float, int, int]  # probability, 64-bit seed, index of row 0 in the mask
+Norm = tuple[Address, Address, float]  # LayerNorm: weight, bias, eps
+NormGrad = tuple[Address, Address]  # gradients of weight and bias, (ROW_GROUPS, width) each
+
+ROW_GROUPS: int
+
+def build_info() -> dict[str, str]:
+    """Version, compiler, C++ standard and OpenMP of this build."""
+
+def simd_level() -> str:
+    """The SIMD level in use."""
+
+def simd_levels() -> list[str]:
+    """Levels that were compiled and that this processor runs, slowest first."""
+
+def set_simd_level(name: str, /) -> None:
+    """Use one of :func:`simd_levels`; ``ValueError`` for another name."""
+
+def advise_huge(address: Address, size: int, /) -> None:
+    """Ask for huge pages under a large buffer of ``size`` bytes that nothing has touched yet."""
+
+# csrc/nlm.h
+
+NlmSizes = tuple[int, int, int, int, bool]  # rows, neurons, memory, hidden, deep
+NlmStrides = tuple[int, ...]  # row, neuron, memory
+
+def nlm_packed_size(code: int, sizes: NlmSizes, /) -> int: ...
+def nlm_pack(
+    code: int, sizes: NlmSizes, w1: Address, b1: Address, t1: float, w2: Address, b2: Address, t2: float,
+    packed: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+def nlm_unpack(
+    code: int, sizes: NlmSizes, packed: Address, grad: Address, t1: float, t2: float, w1: Address,
+    b1: Address, t1_grad: Address, w2: Address, b2: Address, t2_grad: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+def nlm_forward(
+    code: int, sizes: NlmSizes, drop: Drop, packed: Address, x: Address, strides: NlmStrides, z: Address,
+    z_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def nlm_backward(
+    code: int, sizes: NlmSizes, drop: Drop, packed: Address, x: Address, strides: NlmStrides, dz: Address,
+    dz_row: int, dx: Address, dx_strides: NlmStrides, dpacked: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+
+# csrc/sync.h
+
+SyncSizes = tuple[int, ...]  # ticks, batch, neurons, pairs, last
+SyncStrides = tuple[int, ...]  # tick, row
+
+def sync_roots(
+    code: int, sizes: SyncSizes, r: Address, beta0: Address, beta: Address, inverse_root: Address, /
+) -> None: ...
+def sync_forward(
+    code: int, sizes: SyncSizes, z: Address, strides: SyncStrides, left: Address, right: Address, r: Address,
+    inverse_root: Address, alpha: Address, s: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+def sync_backward(
+    code: int, sizes: SyncSizes, z: Address, strides: SyncStrides, left: Address, right: Address, r: Address,
+    inverse_root: Address, alpha0: Address, beta0: Address, ds: Address, galpha: Address, dz: Address,
+    dz_strides: SyncStrides, dr: Address, dbeta: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+
+# csrc/attend.h
+
+AttendSizes = tuple[int, int, int, int]  # batch, heads, width, tokens
+
+def attend_forward(
+    code: int, sizes: AttendSizes, drop: Drop, q: Address, q_row: int, keys: Address, values: Address,
+    weights: Address, o: Address, o_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def attend_backward(
+    code: int, sizes: AttendSizes, drop: Drop, q: Address, q_row: int, keys: Address, values: Address,
+    grad: Address, grad_row: int, dropped: Address, weights: Address, scores: Address, dq: Address,
+    dq_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
+
+# csrc/synapse.h
+
+Rows = tuple[int, ...]  # rows, width
+
+def glu_norm(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, y: Address, y_row: int, threads: int, /
+) -> None: ...
+def silu_norm(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, y: Address, y_row: int, threads: int, /
+) -> None: ...
+def skip_norm(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, skip: Address, skip_row: int, outer: Norm,
+    y: Address, y_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
+def glu_norm_backward(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, dy: Address, dy_row: int, dx: Address,
+    dx_row: int, grad: NormGrad, threads: int, /,
+) -> None: ...  # fmt: skip
+def silu_norm_backward(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, dy: Address, dy_row: int, dx: Address,
+    dx_row: int, grad: NormGrad, threads: int, /,
+) -> None: ...  # fmt: skip
+def skip_norm_backward(
+    code: int, rows: Rows, x: Address, x_row: int, norm: Norm, skip: Address, skip_row: int, outer: Norm,
+    dy: Address, dy_row: int, dx: Address, dx_row: int, dskip: Address, dskip_row: int, grad: NormGrad,
+    outer_grad: NormGrad, threads: int, /,
+) -> None: ...  # fmt: skip
+def dropout(
+    code: int, rows: Rows, drop: Drop, x: Address, x_row: int, y: Address, y_row: int, threads: int, /
+) -> None: ...
+
+# csrc/linear.h
+
+def linear_packed_size(code: int, outputs: int, inputs: int, /) -> int: ...
+def linear_pack(
+    code: int, outputs: int, inputs: int, w: Address, w_out: int, w_in: int, packed: Address, threads: int, /
+) -> None: ...
+def linear(
+    code: int, rows: int, outputs: int, inputs: int, x: Address, x_row: int, packed: Address, init: Address,
+    init_row: int, y: Address, y_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
