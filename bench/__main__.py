@@ -13,13 +13,13 @@ import torch
 
 from bench import compiling, machine, results
 from bench.render import headings, line, machine_line
-from bench.row import DisagreementError, Row, measure
+from bench.row import NO_TARGETS, DisagreementError, Json, Row, measure
 from bench.table import find_rows
 from bench.timing import Effort
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUICK_RESULTS = Path("outputs") / "bench-quick.json"
-FULL = Effort(least=5, most=25, seconds=8.0, sample_seconds=0.01)
+FULL = Effort(least=3, most=25, seconds=5.0, sample_seconds=0.01)
 QUICK = Effort(least=2, most=9, seconds=1.5, sample_seconds=0.003, hooks=False)
 
 
@@ -32,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--quick", action="store_true", help="a short table, few repetitions, no torch.compile"
     )
-    found.add_argument("--threads", type=int, nargs="+", help="thread counts (1 and 2; with --quick 1)")
+    found.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        help="thread counts (1, and 2 for rows with a target; with --quick 1)",
+    )
     found.add_argument("--out", type=Path, help="JSON file; rows in it that are not measured now stay")
     found.add_argument(
         "--machine", help="name of this machine in the results (from the processor's by default)"
@@ -47,47 +52,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 2 for a bad argument, 1 where results disagreed."""
     command = parser()
     options = command.parse_args(arguments)
-    threads = options.threads or ([1] if options.quick else [1, 2])
     cores = os.cpu_count() or 1
-    if not all(1 <= n <= cores for n in threads):
-        command.error(f"--threads must be between 1 and the {cores} cores of this machine, got {threads}")
+    if options.threads and not all(1 <= n <= cores for n in options.threads):
+        command.error(
+            f"--threads must be between 1 and the {cores} cores of this machine, got {options.threads}"
+        )
     try:
         rows = find_rows(options.names, options.quick)
         if options.list:
             print("\n".join(row.name for row in rows))
             return 0
-        return run(rows, threads, options)
+        return run(schedule(rows, options), options)
     except ValueError as error:
         command.error(str(error))
 
 
-def run(rows: Sequence[Row], threads: Sequence[int], options: argparse.Namespace) -> int:
-    """Measure every row on every thread count, print each as it is done, write after each."""
+def schedule(rows: Sequence[Row], options: argparse.Namespace) -> list[tuple[int, Row]]:
+    """(threads, row) in order: as asked for, else all on one thread, and those with a target on two."""
+    if options.threads:
+        return [(threads, row) for threads in options.threads for row in rows]
+    one = [(1, row) for row in rows]
+    if options.quick or (os.cpu_count() or 1) < 2:
+        return one
+    return one + [(2, row) for row in rows if row.targets != NO_TARGETS]
+
+
+def run(plan: Sequence[tuple[int, Row]], options: argparse.Namespace) -> int:
+    """Measure the rows of ``plan``, print each as it is done, write after each."""
     about = machine.describe(options.machine)
     path = options.out or (QUICK_RESULTS if options.quick else RESULTS / f"{about['label']}.json")
     found = results.open_results(path, about)
-    effort = QUICK if options.quick else FULL
-    compile_outcome = None if options.quick or options.no_compile else compiling.outcome
     seed = options.seed if options.seed is not None else time.time_ns() % 2**31
     failures, before, start = 0, torch.get_num_threads(), time.perf_counter()
     print(machine_line(about), headings(), sep="\n\n", flush=True)
-    for count in threads:
-        torch.set_num_threads(count)
-        for row in rows:
-            if sys.stderr.isatty():
-                print(f"{row.name} ...", end="\r", file=sys.stderr, flush=True)
-            try:
-                result = measure(row, seed, effort, compile_outcome)
-            except DisagreementError as error:
-                failures += 1
-                print(f"{row.name}: {error}; not timed", flush=True)
-                continue
-            results.put(found, result)
-            results.write(path, found)
-            print(line(result), flush=True)
+    for threads, row in plan:
+        torch.set_num_threads(threads)
+        try:
+            result = _measured(row, threads == plan[0][0], seed, options)
+        except DisagreementError as error:
+            failures += 1
+            print(f"{row.name}: {error}; not timed", flush=True)
+            continue
+        results.put(found, result)
+        results.write(path, found)
+        print(line(result), flush=True)
     torch.set_num_threads(before)
     print(f"\n{path}, {time.perf_counter() - start:.0f} s, seed {seed}, load now {machine.load()}")
     return 1 if failures else 0
+
+
+def _measured(row: Row, first_threads: bool, seed: int, options: argparse.Namespace) -> Json:
+    """One result; torch.compile, which takes longest, is measured on the first thread count only."""
+    if sys.stderr.isatty():
+        print(f"{row.name} ...", end="\r", file=sys.stderr, flush=True)
+    compiles = first_threads and not (options.quick or options.no_compile)
+    return measure(row, seed, QUICK if options.quick else FULL, compiling.outcome if compiles else None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 import ctm_fast
 from bench.baselines import nlm as strong
 from bench.memory import hook_bytes
-from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
 from ctm_fast import ops
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.ops.native import NO_DROPOUT
@@ -194,23 +194,30 @@ def rows() -> list[Row]:
     """All rows of the neuron-level models."""
     found = []
     for size in BATCHED:
-        sgemm = 0.5 if size.M >= 25 else None
-        tick = Targets(reference=20, strong=3, sgemm=sgemm)
-        train = Targets(reference=15, strong=3)
+        long = size.M >= 25
         quick = size.B == 64
-        words = ("nlm",)
+        tick = Targets(reference=20, strong=3, sgemm=0.5 if long else None)
+        train = Targets(reference=15, strong=3)
+        middle = quick and long
         found += [
-            Row("nlm-tick", str(size), words, partial(tick_case, size), tick, quick=quick),
-            Row("nlm-op", str(size), words, partial(op_case, size)),
-            Row(
-                "nlm-train", str(size), words, partial(train_case, size), train, quick=quick and size.M == 25
-            ),
+            _row("nlm-tick", size, tick_case, tick, quick, compiles=middle),
+            _row("nlm-op", size, op_case),
+            _row("nlm-train", size, train_case, train, quick=middle, compiles=middle),
         ]
-    single = str(SINGLE)
-    call, op = Targets(reference=25, strong=15), Targets(reference=10, strong=6)
     return [
         *found,
-        Row("nlm-call", single, ("nlm",), partial(call_case, SINGLE), call, quick=True),
-        Row("nlm-tick", single, ("nlm",), partial(tick_case, SINGLE)),
-        Row("nlm-op", single, ("nlm",), partial(op_case, SINGLE), op, quick=True),
+        _row("nlm-call", SINGLE, call_case, Targets(reference=25, strong=15), quick=True, compiles=True),
+        _row("nlm-tick", SINGLE, tick_case),
+        _row("nlm-op", SINGLE, op_case, Targets(reference=10, strong=6), quick=True, compiles=True),
     ]
+
+
+def _row(
+    kind: str,
+    size: Size,
+    case: Callable[[Size], Case],
+    targets: Targets = NO_TARGETS,
+    quick: bool = False,
+    compiles: bool = False,
+) -> Row:
+    return Row(kind, str(size), ("nlm",), partial(case, size), targets, quick, compiles)

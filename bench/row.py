@@ -80,6 +80,7 @@ class Row:
         build: makes the case; torch's seed is set before.
         targets: what it should reach.
         quick: part of ``--quick``.
+        compiles: torch.compile is among its baselines.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Row:
     build: Callable[[], Case]
     targets: Targets = NO_TARGETS
     quick: bool = False
+    compiles: bool = False
 
     @property
     def name(self) -> str:
@@ -177,7 +179,7 @@ def measure(
             return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
         checked = check(case)
         kept = {name: _kept(p.forward, case, effort.hooks) for name, p in case.providers.items() if p.forward}
-        if compile_outcome is not None:
+        if compile_outcome is not None and row.compiles:
             result["compile"] = compile_outcome(row, seed)
             if "seconds" in result["compile"]:
                 _add_compiled(case, checked)

@@ -14,7 +14,9 @@ def all_rows() -> list[Row]:
 
 
 def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:
-    """Rows that any of ``words`` selects, all without words; with ``quick`` those of the short table only.
+    """Rows that any of ``words`` selects, all without words.
+
+    With ``quick`` only those of the short table, and those named in full.
 
     Raises ``ValueError`` for a word that selects none.
     """
@@ -26,4 +28,4 @@ def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:
                 f"bench: name must be a row of --list or one of {', '.join(known)}, got {word!r}"
             )
     found = [row for row in rows if not words or any(row.matches(word) for word in words)]
-    return [row for row in found if row.quick] if quick else found
+    return [row for row in found if row.quick or row.name in words] if quick else found
