@@ -383,7 +383,7 @@ class _Backward:
         assert w1 is not None and t1 is not None
         return nlm.unpack(self.packed, self.dpacked, w1, t1, w2, t2)[: len(self.p.nlm)]
 
-    def _attention_parameters(self) -> tuple[Tensor, ...]:
+    def _attention_parameters(self) -> tuple[Tensor | None, ...]:
         a = self.attention
         assert a is not None
         dq, projected = self.dq.flatten(0, 1), self.projected
@@ -401,5 +401,6 @@ class _Backward:
         dheads = dout if len(attending) == self.ticks else self.dattended[attending].flatten(0, 1)
         return (
             outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,
-            dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0), -a.r * dr,
+            dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0),
+            -a.r * dr if any(attending) else None,  # the first tick's synchronisation has not decayed yet
         )  # fmt: skip
