@@ -25,7 +25,7 @@ SOURCES := $(shell find csrc -type f) $(wildcard CMakeLists.txt pyproject.toml R
 demo: $(VENV)/demo
 	$(PY) -m ctm_fast
 	$(PY) -m bench --quick
-	$(PY) -m tasks.parity train --preset quick
+	$(PY) -m tasks.parity train --preset quick --overwrite
 
 test: $(VENV)/dev
 	$(PY) -m pytest -m "not slow" $(ARGS)
