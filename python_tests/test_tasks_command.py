@@ -67,6 +67,19 @@ def test_train_writes_a_run(trained: Path) -> None:
     }
 
 
+def test_train_runs_on_its_own_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def analyse(self: Parity, model: torch.nn.Module, folder: Path) -> list[Path]:
+        seen.append(torch.get_num_threads())
+        return []
+
+    monkeypatch.setattr(Parity, "analyse", analyse)
+    assert main(Parity, ["train", *TINY, "--threads", "3", "--out", str(tmp_path)]) == 0
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
 def test_evaluate_writes_the_scores(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

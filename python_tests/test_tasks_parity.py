@@ -208,6 +208,7 @@ def test_positions_splits_the_outputs() -> None:
         ),
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"threads": 0}, "threads must be at least 1 or None, got 0"),
         ({"seed": -1}, r"seed must lie in \[0, 2\^32\), got -1"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
         ({"quantile_clipping": 1.5}, r"quantile_clipping must lie in \(0, 1\] or be None, got 1.5"),

@@ -20,7 +20,7 @@ from tasks import checkpointing
 from tasks.config import TrainConfig
 from tasks.errors import UserError, require
 from tasks.folders import make_folder, open_run_folder, write_text
-from tasks.setup import make_accelerator
+from tasks.setup import cpu_threads, make_accelerator
 from tasks.task import Task
 from tasks.train import Trainer
 
@@ -80,7 +80,8 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
         command = _parse(task_class, list(sys.argv[1:] if arguments is None else arguments))
         folder = Path("outputs", task_class.name, command.preset)
         if isinstance(command, Train):
-            return _train(task_class(command.config, command.data_dir), command, command.out or folder)
+            with cpu_threads(command.config.threads):
+                return _train(task_class(command.config, command.data_dir), command, command.out or folder)
         path = checkpointing.find(command.checkpoint or folder)
         target = make_folder(command.out or path.parent)
         task, model, accelerator = _load(task_class, path, command)

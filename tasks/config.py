@@ -49,6 +49,8 @@ class TrainConfig:
     """Allow TF32 matrix products on CUDA."""
     cpu: bool = False
     """Stay on the CPU although an accelerator is there."""
+    threads: int | None = None
+    """CPU threads; None leaves the number to torch. The bits of a run depend on it."""
     log_every: int = 100
     """Steps per row of train.csv."""
     track_every: int = 1000
@@ -66,6 +68,7 @@ class TrainConfig:
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
         require(0 < self.lr < float("inf"), "lr", "be positive and finite", self.lr)
         require(self.gamma > 0, "gamma", "be positive", self.gamma)
+        require(self.threads is None or self.threads >= 1, "threads", "be at least 1 or None", self.threads)
         clip, quantile = self.gradient_clipping, self.quantile_clipping
         require(clip is None or clip > 0, "gradient_clipping", "be positive or None", clip)
         fits = quantile is None or 0 < quantile <= 1

@@ -104,6 +104,7 @@ PRESETS: dict[str, ParityConfig] = {
         training_iterations=6000,
         lr=1e-3,
         warmup_steps=200,
+        threads=1,
         track_every=500,
         save_every=500,
         log_every=50,
