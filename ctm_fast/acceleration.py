@@ -83,7 +83,10 @@ def accelerate(model: Model) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Give every accelerated CTM in ``model`` its own forward back; returns ``model``."""
+    """Give every accelerated CTM in ``model`` its own forward back; returns ``model``.
+
+    Does nothing where there is none. Raises ``TypeError`` where ``model`` is not a module.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():

@@ -78,7 +78,10 @@ def load_into(model: nn.Module, path: PathLike, *, allow_pickle: bool = False) -
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load ``state`` strictly; ``source`` names it in the ``ValueError`` for another model's state dict."""
+    """Load ``state`` strictly; ``source`` names it in the ``ValueError`` for another model's state dict.
+
+    The model is unchanged if anything does not match.
+    """
     differences = _differences(model.state_dict(keep_vars=True), state)
     if differences:
         found = "; ".join(differences)
@@ -89,7 +92,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 def save_checkpoint(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
     """Write ``checkpoint`` as a PyTorch file, whole or not at all.
 
-    The published scripts' dict has ``model_state_dict`` beside ``optimizer_state_dict`` and others.
+    The published scripts' dict has ``model_state_dict`` beside ``optimizer_state_dict`` and others. Raises
+    ``FileNotFoundError`` where the folder is missing, ``OSError`` where it cannot be written.
     """
     with replacing(path) as temporary:
         torch.save(dict(checkpoint), temporary)
@@ -97,7 +101,10 @@ def save_checkpoint(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """A temporary name beside ``path``: renamed to ``path`` after the block, removed if the block fails."""
+    """A temporary name beside ``path``: renamed to ``path`` after the block, removed if the block fails.
+
+    The block must write the file. Raises ``FileNotFoundError`` where the folder is missing.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: folder {str(path.parent)!r} must exist")

@@ -201,14 +201,20 @@ def get_preset(name: str) -> Preset:
 
 
 def build(name: str, **overrides: Any) -> Any:
-    """A new model of preset ``name`` with some arguments replaced; RL presets come inside their ``Agent``."""
+    """A new model of preset ``name`` with some arguments replaced; RL presets come inside their ``Agent``.
+
+    Raises ``ValueError`` for an unknown preset and ``ArgumentError`` for an invalid argument.
+    """
     preset = get_preset(name)
     model = preset.model(**{**preset.arguments, **overrides})
     return Agent(model, preset.actions) if preset.actions else model
 
 
 def example_inputs(name: str, batch: int = 1) -> tuple[Tensor, ...]:
-    """Random inputs that the model of preset ``name`` accepts, without an agent's state."""
+    """Random inputs that the model of preset ``name`` accepts, without an agent's state.
+
+    One tensor (batch, ...) per input, float32 or int64. Raises ``ValueError`` for an unknown preset.
+    """
     preset = get_preset(name)
     shapes = [(batch, *shape) for shape in preset.example_shapes]
     if name.startswith("parity"):

@@ -17,7 +17,10 @@ RL_BACKBONES = ("navigation-backbone", "classic-control-backbone")
 
 
 class ShallowWide(nn.Module):
-    """Two wide gated convolutions: (B, C, H, W) -> (B, 2048, H', W') with H' = ceil(H / 2)."""
+    """Two wide gated convolutions: (B, C, H, W) -> (B, 2048, H', W') with H' = ceil(H / 2).
+
+    C is taken from the first input.
+    """
 
     WIDTH = 2048
 
@@ -38,7 +41,7 @@ class ShallowWide(nn.Module):
 
 
 class ParityBackbone(nn.Module):
-    """Embedding of +-1 values: (B, L) -> (B, d, L); row 1 embeds +1, row 0 everything else."""
+    """Embedding of +-1 values: (B, L) of any dtype -> (B, d, L); row 1 embeds +1, row 0 everything else."""
 
     def __init__(self, d_embedding: int) -> None:
         super().__init__()
@@ -50,7 +53,10 @@ class ParityBackbone(nn.Module):
 
 
 class MNISTBackbone(nn.Module):
-    """Twice 3x3 convolution, BatchNorm, ReLU and 2x2 pooling: (B, C, H, W) -> (B, d, H / 4, W / 4)."""
+    """Twice 3x3 convolution, BatchNorm, ReLU and 2x2 pooling: (B, C, H, W) -> (B, d, H / 4, W / 4).
+
+    C is taken from the first input; sizes round down.
+    """
 
     def __init__(self, d_input: int) -> None:
         super().__init__()
@@ -70,7 +76,7 @@ def _gated(d_input: int, first: nn.Module | None = None) -> list[nn.Module]:
 
 
 class ClassicControlBackbone(nn.Module):
-    """Two gated linear layers over a flat observation: (B, ...) -> (B, d)."""
+    """Two gated linear layers over a flat observation: (B, ...), floating point -> (B, d)."""
 
     def __init__(self, d_input: int) -> None:
         super().__init__()
@@ -82,7 +88,15 @@ class ClassicControlBackbone(nn.Module):
 
 
 class MiniGridBackbone(nn.Module):
-    """A MiniGrid view's object, colour, state and position: (B, G, G, 3) integers -> (B, G, G, d)."""
+    """A MiniGrid view's object, colour, state and position: (B, G, G, 3) integers -> (B, G, G, d).
+
+    Objects in [0, 11), colours in [0, 6), states in [0, 3); torch raises ``IndexError`` elsewhere.
+
+    Args:
+        d_input: feature width d.
+        grid_size: cells G along each side of the view.
+        d_embedding: width of each of the four embeddings.
+    """
 
     OBJECTS, COLOURS, STATES = 11, 6, 3
 
@@ -114,7 +128,10 @@ class MiniGridBackbone(nn.Module):
 
 
 class IndexEmbeddings(nn.Module):
-    """Fixed sinusoidal table: indices (B,) -> (B, d). Buffer ``embedding`` (max_length, d)."""
+    """Fixed sinusoidal table: int64 indices (B,) in [0, max_length) -> (B, d).
+
+    Buffer ``embedding`` (max_length, d). An index beyond the table raises ``IndexError``.
+    """
 
     embedding: Tensor
 
@@ -134,7 +151,10 @@ class IndexEmbeddings(nn.Module):
 
 
 class OperatorEmbeddings(nn.Module):
-    """Learnable embedding of operator tokens: -1 is row 0, -2 is row 1; (B,) -> (B, d)."""
+    """Learnable embedding of int64 operator tokens: -1 is row 0, -2 is row 1; (B,) -> (B, d).
+
+    A token outside [-num_operators, -1] raises ``IndexError``.
+    """
 
     def __init__(self, num_operators: int, d_input: int) -> None:
         super().__init__()
@@ -155,7 +175,11 @@ def backbone_width(backbone_type: str, d_input: int) -> int | None:
 
 
 def build_backbone(backbone_type: str, d_input: int) -> nn.Module:
-    """The backbone named ``backbone_type``, one of :data:`BACKBONES` or :data:`RL_BACKBONES`."""
+    """The backbone named ``backbone_type``, one of :data:`BACKBONES` or :data:`RL_BACKBONES`.
+
+    ResNets and "shallow-wide" have widths of their own, the others ``d_input``; see :func:`backbone_width`.
+    Raises ``ValueError`` for an unknown name.
+    """
     if backbone_type == "none":
         return nn.Identity()
     if backbone_type == "shallow-wide":

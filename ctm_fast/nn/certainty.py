@@ -25,7 +25,10 @@ def normalised_entropy(logits: Tensor) -> Tensor:
 
 
 def certainty(prediction: Tensor, prediction_reshaper: Sequence[int] = (-1,)) -> Tensor:
-    """One tick: logits (B, C), read as (B, *prediction_reshaper), -> (B, 2) = [entropy, 1 - entropy]."""
+    """One tick: logits (B, C), read as (B, *prediction_reshaper), -> (B, 2) = [entropy, 1 - entropy].
+
+    Floating point in and out, values in [0, 1]. Torch raises ``RuntimeError`` where C does not fit.
+    """
     entropy = normalised_entropy(prediction.reshape(prediction.shape[0], *prediction_reshaper))
     return torch.stack((entropy, 1 - entropy), dim=-1)
 

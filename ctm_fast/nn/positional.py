@@ -59,7 +59,11 @@ class LearnableFourierPositionalEncoding(nn.Module):
 
 
 class MultiLearnableFourierPositionalEncoding(nn.Module):
-    """Ten learnable Fourier embeddings with length scales 1.0 ... 0.1, mixed by a learnable softmax."""
+    """Ten learnable Fourier embeddings with length scales 1.0 ... 0.1, mixed by a learnable softmax.
+
+    Args:
+        d_model: channels C of the features, which must be (B, C, H, W) (``ValueError``).
+    """
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -77,6 +81,9 @@ class CustomRotationalEmbedding(nn.Module):
     """A learnable vector rotated by 0 ... 180 degrees along each axis; a cell gets both, projected.
 
     Height and width may differ; the published model handles square features only.
+
+    Args:
+        d_model: channels C of the features, which must be (B, C, H, W) (``ValueError``).
     """
 
     def __init__(self, d_model: int) -> None:
@@ -97,7 +104,11 @@ class CustomRotationalEmbedding(nn.Module):
 
 
 class CustomRotationalEmbedding1D(nn.Module):
-    """The vector (0, 1) rotated by 0 ... 180 degrees along the token axis, projected to the feature width."""
+    """The vector (0, 1) rotated by 0 ... 180 degrees along the token axis, projected to the feature width.
+
+    Args:
+        d_model: channels C of the features, which must be (B, C, L) (``ValueError``).
+    """
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -124,7 +135,10 @@ def no_positional_embedding(_: Tensor) -> int:
 
 
 def build_positional_embedding(kind: str, d_backbone: int | None) -> Callable[[Tensor], Any]:
-    """The positional embedding ``kind`` for ``d_backbone`` channels; "none" is a plain function giving 0."""
+    """The positional embedding ``kind`` for ``d_backbone`` channels; "none" is a plain function giving 0.
+
+    Raises ``ValueError`` unless ``kind`` is one of :data:`POSITIONAL_EMBEDDINGS`.
+    """
     builders: dict[str, Callable[[Any], nn.Module]] = {
         "learnable-fourier": LearnableFourierPositionalEncoding,
         "multi-learnable-fourier": MultiLearnableFourierPositionalEncoding,

@@ -73,7 +73,12 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The first ``stages`` stages of ResNet-``depth``: RGB (B, 3, H, W) -> (B, width, H', W').
 
+    H' and W' shrink by two, and by two more for every stage after the first, rounded up.
     Keys ``conv1``, ``bn1`` and ``layer{1..stages}``. :func:`resnet_width` gives the output channels.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        stages: 1 to 4.
     """
 
     def __init__(self, depth: int, stages: int) -> None:
@@ -116,7 +121,7 @@ def _parse(name: str) -> tuple[int, int]:
 
 
 def resnet_width(name: str) -> int:
-    """Output channels of the backbone ``name``."""
+    """Output channels of the backbone ``name``, one of :data:`RESNETS`; ``ValueError`` for an unknown one."""
     depth, stages = _parse(name)
     return PLANES[stages - 1] * (BasicBlock if depth < 50 else Bottleneck).expansion
 

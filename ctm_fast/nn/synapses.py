@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 
 def single_layer_synapses(d_model: int, dropout: float = 0.0) -> nn.Sequential:
-    """Dropout, lazy Linear to ``2 d_model``, GLU, LayerNorm. Keys ``1.*`` and ``3.*``."""
+    """Dropout, lazy Linear to ``2 d_model``, GLU, LayerNorm: (B, any) -> (B, d_model). Keys ``1.*``, ``3.*``.
+
+    ``dropout`` in [0, 1].
+    """
     return nn.Sequential(nn.Dropout(dropout), *_gated_layer(d_model))
 
 
@@ -39,7 +42,9 @@ class SynapseUNET(nn.Module):
         out_dims: width of the input level and of the output (``d_model``).
         depth: number of widths, at least 2.
         minimum_width: width of the bottleneck.
-        dropout: dropout probability before every projection but the first.
+        dropout: dropout probability before every projection but the first, in [0, 1].
+
+    Raises ``ValueError`` for a depth below 2.
     """
 
     def __init__(self, out_dims: int, depth: int, minimum_width: int = 16, dropout: float = 0.0) -> None:

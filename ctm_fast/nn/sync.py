@@ -22,7 +22,7 @@ MAX_DECAY = 15.0
 
 
 def representation_size(selection: str, n_synch: int) -> int:
-    """Number of pairs P that ``n_synch`` neurons give."""
+    """Number of pairs P that ``n_synch`` neurons give; ``ValueError`` for an unknown selection."""
     _check_selection(selection)
     return n_synch if selection == "random-pairing" else n_synch * (n_synch + 1) // 2
 
@@ -32,6 +32,7 @@ def select_neurons(selection: str, d_model: int, n_synch: int, n_self: int = 0) 
 
     Random kinds draw with replacement from numpy's global generator, left before right. ``random-pairing``
     copies its first ``n_self`` right neurons from the left ones: those are synchronised with themselves.
+    ``first`` and ``last`` need ``n_synch`` <= ``d_model``. Raises ``ValueError`` for an unknown selection.
     """
     _check_selection(selection)
     if selection in ("first", "last"):
@@ -55,7 +56,10 @@ def pair_indices(selection: str, left: Tensor, right: Tensor) -> tuple[Tensor, T
 
 
 def pair_products(selection: str, activated_state: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Products of all pairs, (B, D) -> (B, P), the dense kinds through the full outer product."""
+    """Products of all pairs, (B, D) -> (B, P), the dense kinds through the full outer product.
+
+    ``left`` and ``right`` as from :func:`select_neurons`; plain PyTorch, any floating-point dtype.
+    """
     _check_selection(selection)
     n_synch = left.numel()
     if selection == "first":
@@ -107,6 +111,8 @@ class Synchronisation(nn.Module):
         n_synch: number of selected neurons n.
         selection: one of :data:`SELECTIONS`.
         n_self: self-pairs of ``random-pairing``, less than ``n_synch``.
+
+    Raises ``ValueError`` for an unknown selection or an ``n_self`` outside [0, n_synch).
 
     State-dict keys: ``decay_params`` (P,), zeros at first; ``neuron_indices_{left,right}`` (n,) int64.
 

@@ -28,7 +28,12 @@ _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class NlmPack:
-    """Weights of neuron-level models, ready for :func:`nlm_tick`; made by :func:`nlm_pack`."""
+    """Weights of neuron-level models, ready for :func:`nlm_tick`; made by :func:`nlm_pack`.
+
+    Attributes:
+        memory, neurons, hidden: M, D and H of the weights.
+        backend: ``"native"`` or ``"reference"``.
+    """
 
     def __init__(self, weights: Weights, backend: str) -> None:
         self.weights = weights
@@ -40,7 +45,7 @@ class NlmPack:
     def history(
         self, start: Tensor, batch: int, ticks: int, *, dropout: float = 0.0, seed: int | Tensor | None = None
     ) -> NlmHistory:
-        """An empty history of ``ticks`` ticks for ``batch`` samples.
+        """An empty history of ``ticks`` ticks for ``batch`` samples; bad arguments raise as in ``ops.nlm``.
 
         Args:
             start: pre-activations before the first tick, (D, M), newest last; of the weights' dtype.
@@ -86,7 +91,12 @@ class _Rows:
 
 
 class NlmHistory:
-    """Pre-activations of all ticks, written once: ``history[t] = s`` before ``nlm_tick`` of tick ``t``."""
+    """Pre-activations of all ticks, written once: ``history[t] = s`` before ``nlm_tick`` of tick ``t``.
+
+    Made by :meth:`NlmPack.history`. ``s`` is (B, D), of the dtype and device of the weights. Writing raises
+    ``IndexError`` for a tick outside [0, T), ``TypeError`` or ``ValueError`` for an unfit ``s``, and
+    ``ValueError`` for other numbers in a tick that was computed.
+    """
 
     def __init__(
         self, packed: NlmPack, start: Tensor, batch: int, ticks: int, dropout: float, seed: Tensor | None
@@ -167,6 +177,7 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
 
     Raises:
         ValueError: ``history`` belongs to another pack, or tick ``t`` or an earlier one was not written.
+        IndexError: ``t`` is outside [0, T).
     """
     if history.packed is not packed:
         raise ValueError("nlm_tick: history must come from packed.history(), got one of another pack")
