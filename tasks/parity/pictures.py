@@ -25,9 +25,12 @@ LABELLED = 20  # positions that fit as labels on an axis
 
 def draw(model: nn.Module, batches: list[Batch], use_most_certain: bool, folder: Path) -> list[Path]:
     """Write ``accuracy.png`` over all ``batches`` and ``attention.png`` of their first sequence."""
-    accuracy = save_figure(_accuracy(model, batches, use_most_certain), folder / "accuracy.png")
     values, targets = batches[0]
-    return [accuracy, save_figure(_attention(model, values[:1], targets[:1]), folder / "attention.png")]
+    figures = {
+        "accuracy.png": _accuracy(model, batches, use_most_certain),
+        "attention.png": _attention(model, values[:1], targets[:1], use_most_certain),
+    }
+    return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
 @torch.no_grad()
@@ -46,13 +49,16 @@ def _accuracy(model: nn.Module, batches: list[Batch], use_most_certain: bool) ->
     left.set_title("mean over positions")
     heat_map(middle, right.mean(0).numpy(), "accuracy", 0.5, 1.0)
     middle.set(ylabel="position in the sequence", title="every position")
-    figure.suptitle(f"Cumulative parity of {right.shape[1]} values: accuracy on {len(right):,} sequences")
+    figure.suptitle(
+        f"Cumulative parity of {right.shape[1]} values: accuracy on {len(right):,} sequences of the evaluation set"
+    )
     return figure
 
 
 @torch.no_grad()
-def _attention(model: Any, values: Tensor, targets: Tensor) -> Figure:
-    predictions, *_, attention = model(values.to(next(model.parameters()).device), track=True)
+def _attention(model: Any, values: Tensor, targets: Tensor, use_most_certain: bool) -> Figure:
+    predictions, certainties, *_, attention = model(values.to(next(model.parameters()).device), track=True)
+    chosen = most_certain_tick(certainties.cpu(), use_most_certain).item() + 1
     weights = np.asarray(attention)[:, 0, :, 0]  # (T, h, S)
     truth = targets[..., None, None].expand(-1, -1, 1, len(weights))
     probability = positions(predictions.cpu()).softmax(2).gather(2, truth)[0, :, 0]  # (S, T)
@@ -60,17 +66,18 @@ def _attention(model: Any, values: Tensor, targets: Tensor) -> Figure:
     heads = weights.shape[1]
     columns = min(heads, 4)
     rows = -(-heads // columns)
-    figure = Figure(figsize=(11, 4.6 + 2.6 * rows), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=(4.6, 2.6 * rows))
+    figure = Figure(figsize=(11, 4.6 + 2.2 * rows), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=(4.6, 2.2 * rows))
     top, bottom = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
     left, right = top.subplots(1, 2)
     heat_map(left, weights.mean(1).T, "attention weight", 0.0, float(weights.mean(1).max()), "magma")
     heat_map(right, probability.numpy(), "probability of the right parity", 0.0, 1.0, "RdYlGn")
     for axes in (left, right):
         _label_positions(axes, values[0])
+        axes.axvline(chosen, color="tab:cyan", ls="--", lw=1.5)
     left.set_title("where it looks: attention, mean over heads")
     right.set_title("what it answers")
-    top.suptitle("One sequence, tick by tick")
+    top.suptitle("One sequence, tick by tick (dashed: the tick whose answer counts)")
     _paths(bottom.subplots(rows, columns, squeeze=False), weights, values[0].numpy())
     bottom.suptitle("most attended position of each head; the sequence runs row by row, - is dark")
     return figure
