@@ -1,7 +1,6 @@
 #include "nlm.h"
 
 #include <cstdlib>
-#include <vector>
 
 #include "parallel.h"
 #include "simd.h"
@@ -79,21 +78,29 @@ CTM_INLINE void for_each_vector(const NlmSizes& n, const Block& block, const Wei
   }
 }
 
+constexpr int64_t kTogether = 4;  // blocks packed at once: their weights are neighbours in w
+
 template <class T>
 void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, const T* b2, T t2, T* packed,
                 int threads) {
-  const T *w[2] = {w1, w2}, *b[2] = {b1, b2}, t[2] = {t1, t2};
-  parallel_for(threads, block_count<T>(n), [&](int64_t index) {
-    T* out = packed + index * block_elements<T>(n);
-    const Block block = block_at<T>(n, index);
+  const T *w[2] = {w1, w2}, *b[2] = {b1, b2}, scale[2] = {T(1) / t1, T(1) / t2};
+  const int64_t blocks = block_count<T>(n), size = block_elements<T>(n);
+  parallel_for(threads, (blocks + kTogether - 1) / kTogether, [&](int64_t group) {
+    const int64_t begin = group * kTogether, end = begin + kTogether < blocks ? begin + kTogether : blocks;
     for_each_vector<T>(
-        n, block,
+        n, block_at<T>(n, begin),
         [&](int64_t at, int layer, int64_t from) {
-          store(out + at, load_part(w[layer] + from, block.width) / t[layer]);
+          for (int64_t i = begin; i < end; ++i) {
+            const T* source = w[layer] + from + (i - begin) * lanes<T>;
+            store(packed + i * size + at, load_part(source, block_at<T>(n, i).width) * scale[layer]);
+          }
         },
         [&](int64_t at, int layer, int64_t from, int64_t step) {
-          for (int l = 0; l < lanes<T>; ++l)
-            out[at + l] = l < block.width ? b[layer][from + l * step] / t[layer] : T(0);
+          for (int64_t i = begin; i < end; ++i)
+            for (int l = 0; l < lanes<T>; ++l) {
+              const bool used = l < block_at<T>(n, i).width;
+              packed[i * size + at + l] = used ? b[layer][from + ((i - begin) * lanes<T> + l) * step] * scale[layer] : T(0);
+            }
         });
   });
 }
@@ -117,7 +124,7 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
   const int64_t blocks = block_count<T>(n);
   T *w[2] = {w1, w2}, *b[2] = {b1, b2};
   const T t[2] = {t1, t2};
-  std::vector<Sum> partial(2 * blocks);
+  Sum* partial = static_cast<Sum*>(std::calloc(static_cast<size_t>(2 * blocks + 1), sizeof(Sum)));
   parallel_for(threads, blocks, [&](int64_t index) {
     const Block block = block_at<T>(n, index);
     const int64_t base = index * block_elements<T>(n);
@@ -139,6 +146,7 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
   });
   Sum sum[2];
   for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2].add(partial[i].total());
+  std::free(partial);
   *t1_grad = static_cast<T>(sum[0].total() / t1);
   if (n.deep) *t2_grad = static_cast<T>(sum[1].total() / t2);
 }

@@ -257,7 +257,7 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
         Square<T> square;
         read(grad, P, p, width, square);
         for (int i = 0; i < width; ++i)
-          tick(t, p + i, square[i], z.data, dz.data, g.data, dr.data, history.data, sums);
+          tick(t, p + i, grad ? &square[i] : nullptr, z.data, dz.data, g.data, dr.data, history.data, sums);
       });
       if (c.dz) scatter(t, dz.data);
     }
@@ -265,13 +265,14 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     for (int64_t p = 0; sums && p < P; ++p) sums[p] = sum_lanes<T>(load(lane(dr.data, p)));
   }
 
-  CTM_INLINE void tick(int64_t t, int64_t p, Vec<T> grad, T* z, T* dz, T* g_all, T* dr, T* history, T* sums) const {
+  // No gradient is not a gradient of zeros: that would turn an infinite alpha into NaN.
+  CTM_INLINE void tick(int64_t t, int64_t p, const Vec<T>* grad, T* z, T* dz, T* g_all, T* dr, T* history,
+                       T* sums) const {
     const int64_t P = c.n.pairs;
-    const Vec<T> g = load(lane(g_all, p)) + grad * c.root(t)[p];
-    if (sums) {
-      store(lane(dr, p), load(lane(dr, p)) + g * load(lane(history, t * P + p)));
-      sums[(t + 1) * P + p] = sum_lanes<T>(grad * load(lane(history, (t + 1) * P + p)));
-    }
+    Vec<T> g = load(lane(g_all, p));
+    if (grad) g += *grad * c.root(t)[p];
+    if (sums) store(lane(dr, p), load(lane(dr, p)) + g * load(lane(history, t * P + p)));
+    if (sums && grad) sums[(t + 1) * P + p] = sum_lanes<T>(*grad * load(lane(history, (t + 1) * P + p)));
     if (c.dz) {
       const int64_t l = neurons.left.data[p], r = neurons.right.data[p];
       store(lane(dz, l), load(lane(dz, l)) + g * load(lane(z, r)));
