@@ -115,11 +115,14 @@ def machine_line(machine: Json) -> str:
 
 
 def markdown(results: Json) -> str:
-    """The table of the README: one section per thread count, then how to read it."""
+    """The table of the README: rows with a target on one thread, the others folded, then how to read it."""
     rows = results["rows"]
-    parts = [machine_line(results["machine"])]
-    for threads in sorted({row["threads"] for row in rows}):
-        parts.append(_section(threads, [row for row in rows if row["threads"] == threads]))
+    one = [row for row in rows if row["threads"] == 1]
+    aimed = [row for row in one if any(row["targets"].values())]
+    parts = [machine_line(results["machine"]) + "; one thread.", _table(aimed)]
+    parts += _folded("Further rows, one thread", [row for row in one if row not in aimed])
+    for threads in sorted({row["threads"] for row in rows} - {1}):
+        parts += _folded(f"{threads} threads", [row for row in rows if row["threads"] == threads])
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     loads = [row["load"] for row in rows]
     parts.append(
@@ -132,10 +135,16 @@ def markdown(results: Json) -> str:
     return "\n\n".join(parts)
 
 
-def _section(threads: int, rows: list[Json]) -> str:
+def _folded(title: str, rows: list[Json]) -> list[str]:
+    if not rows:
+        return []
+    return [f"<details><summary>{title}</summary>", _table(rows), "</details>"]
+
+
+def _table(rows: list[Json]) -> str:
     columns = [name for name in COLUMNS if name != "threads"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
         name, _, *rest = cells(row)
         lines.append("| " + " | ".join([name, *rest]) + " |")
-    return f"{threads} thread{'s' if threads > 1 else ''}:\n\n" + "\n".join(lines)
+    return "\n".join(lines)

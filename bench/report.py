@@ -34,31 +34,38 @@ def put_table(readme: str, table: str) -> str:
 
 
 def draw(rows: Sequence[Json], threads: int) -> Figure:
-    """Bars of the ratios on a logarithmic axis, one pair per row, with a tick at every target."""
-    figure = Figure(figsize=(9, 1.2 + 0.42 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    """Bars of the ratios on a log axis, ops on the left, models on the right, a mark at every target."""
+    models = [row for row in rows if row["kind"].startswith(("train", "infer"))]
+    panels = [("ops", [row for row in rows if row not in models]), ("models", models)]
+    panels = [(title, part) for title, part in panels if part]
+    longest = max(len(part) for _, part in panels)
+    figure = Figure(figsize=(6.5 * len(panels), 1.6 + 0.3 * longest), layout="constrained")
+    for axes, (title, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _panel(axes, title, part)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"ctm_fast against plain PyTorch, {threads} thread{'s' if threads > 1 else ''}")
+    return figure
+
+
+def _panel(axes: Axes, title: str, rows: Sequence[Json]) -> None:
     for i, row in enumerate(reversed(rows)):
         for offset, baseline in ((0.2, REFERENCE), (-0.2, STRONG)):
             _bar(axes, i + offset, row, baseline)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4), xlabel="times faster (log scale)")
+    axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4), xlabel="times faster (log scale)", title=title)
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)], fontsize=8)
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), loc="lower right", fontsize=8)
-    axes.set_title(f"ctm_fast against plain PyTorch, {threads} thread{'s' if threads > 1 else ''}")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _bar(axes: Axes, height: float, row: Json, baseline: str) -> None:
     ratio = row["ratios"][baseline]
     value = ratio["median"]
     error = [[max(value - ratio["low"], 0)], [max(ratio["high"] - value, 0)]]
-    axes.barh(
-        height, value, 0.38, xerr=error, color=COLOURS[baseline], label=f"against {baseline}", ecolor="grey"
-    )
+    style: Json = {"color": COLOURS[baseline], "ecolor": "grey", "label": f"against {baseline}"}
+    axes.barh(height, value - 1, 0.38, left=1, xerr=error, **style)
     axes.text(max(value, ratio["high"]) * 1.04, height, f"{value:.1f}x", va="center", fontsize=7)
     target = row["targets"][TARGET_KEYS[baseline]]
     if target is not None:

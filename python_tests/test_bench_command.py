@@ -120,7 +120,7 @@ def test_list(tiny, capsys):
 def test_markdown():
     text = render.markdown({"machine": MACHINE, "rows": [MEASURED, REFUSED]})
     assert text.startswith(
-        "Toy CPU (2 cores, avx2, 8.0 GB), python 3.11, torch 2.13, ctm_fast 0.1\n\n1 thread:"
+        "Toy CPU (2 cores, avx2, 8.0 GB), python 3.11, torch 2.13, ctm_fast 0.1; one thread."
     )
     (measured,) = [line for line in text.splitlines() if "toy" in line]
     assert measured == (
@@ -131,6 +131,17 @@ def test_markdown():
     assert "refused: | the reference would keep 15.3 GB" in refused
     assert refused.count("|") == measured.count("|")
     assert text.endswith("Commit abc; load 0.5 to 0.5.")
+
+
+def test_markdown_folds_rows_without_a_target_and_further_threads():
+    other = {**MEASURED, "name": "train/other", "targets": dict.fromkeys(MEASURED["targets"])}
+    two = {**MEASURED, "threads": 2}
+    text = render.markdown({"machine": MACHINE, "rows": [MEASURED, other, two]})
+    open_part, *folded = text.split("<details><summary>")
+    assert [part.partition("<")[0] for part in folded] == ["Further rows, one thread", "2 threads"]
+    assert "train/toy B2" in open_part
+    assert "train/other" in folded[0]
+    assert "train/toy B2" in folded[1]
 
 
 @pytest.mark.parametrize(
