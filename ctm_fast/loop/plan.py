@@ -1,8 +1,9 @@
 """What of a model the native loop can run, read off its modules.
 
 A module is planned only if every leaf is exactly the torch class that the plan stands for, without hooks,
-parametrizations or a forward of its own; anything else is called as it is. A class that is not ours may compute
-something else under the same attributes, so its plan counts only after its output on a random input agreed.
+parametrizations or a forward of its own; anything else is called as it is. A class that is not ours may
+compute something else under the same attributes, so its plan counts only after its output on a random input
+agreed.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from ctm_fast.nn.nlm import NeuronLevelModels, SuperLinear
 from ctm_fast.nn.synapses import SynapseUNET
 from ctm_fast.ops.nlm import reference
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "parametrizations")
-_OWN = (nn.Sequential, nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity, nn.ModuleList, SynapseUNET)
-_agreed: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_LEAVES = (nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity)
+_OWN = (*_LEAVES, nn.Sequential, nn.ModuleList, SynapseUNET)
+_agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling the module's parts by their mathematics skips nothing that calling the module would do."""
+    """Whether calling the parts by their mathematics skips nothing that calling the module would do."""
     return not any(
-        "forward" in part.__dict__ or any(part.__dict__.get(hooks) for hooks in _HOOKS) or hasattr(part, "parametrizations")
+        "forward" in part.__dict__
+        or any(part.__dict__.get(hooks) for hooks in _HOOKS)
+        or hasattr(part, "parametrizations")
         for part in module.modules()
     )
 
 
 def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
-    """Weights (w1, b1, t1[, w2, b2, t2]) and dropout of neuron-level models, or None if they must be called."""
+    """Weights (w1, b1, t1[, w2, b2, t2]) and dropout of neuron-level models; None if they must be called."""
     layers = _nlm_layers(module)
     if layers is None or not is_plain(module):
         return None
@@ -41,8 +45,10 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
     rates = {_rate(layer.dropout) for layer in layers}
     if len(rates) != 1 or None in rates:
         return None
-    ours = all(type(layer) is SuperLinear for layer in layers) and type(module) in (nn.Sequential, NeuronLevelModels)
-    if not ours and not _agrees(module, lambda x: reference.nlm(x, *weights), (layers[0].w1.shape[2], layers[0].w1.shape[0])):
+    ours = type(module) in (nn.Sequential, NeuronLevelModels)
+    ours = ours and all(type(layer) is SuperLinear for layer in layers)
+    memory, _, neurons = weights[0].shape
+    if not ours and not _agrees(module, lambda x: reference.nlm(x, *weights), (neurons, memory)):
         return None
     return weights, float(rates.pop() or 0.0)
 
@@ -52,10 +58,12 @@ def _nlm_layers(module: nn.Module) -> list[Any] | None:
     if len(body) == 1 and isinstance(body[0], nn.Sequential):
         body = list(body[0].children())
     names = ["w1", "b1", "T", "dropout", "layernorm"]
-    layers = body[0::2][:-1] if len(body) % 2 else []
+    layers: list[Any] = body[0::2][:-1] if len(body) % 2 else []
     if len(layers) not in (1, 2) or any(type(glu) is not nn.GLU for glu in body[1::2]):
         return None
-    if not all(all(hasattr(layer, name) for name in names) and type(layer.layernorm) is nn.Identity for layer in layers):
+    if not all(hasattr(layer, name) for layer in layers for name in names):
+        return None
+    if any(type(layer.layernorm) is not nn.Identity for layer in layers):
         return None
     if any(layer.w1.dim() != 3 for layer in layers) or layers[-1].w1.shape[1] != 2:
         return None
@@ -78,7 +86,7 @@ def synapse_plan(module: nn.Module) -> SynapsePlan | None:
     if not is_plain(module):
         return None
     plan = _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
-    if plan is None or any(type(p) is not nn.Parameter for p in plan.parameters):
+    if plan is None or any(type(p) is not nn.Parameter for p in plan.parameters) or not plan.sizes_agree():
         return None
     ours = all(type(part) in _OWN for part in module.modules())
     if not ours and not _agrees(module, lambda x: run_plan(plan, x), (plan.parameters[0].shape[1],)):
@@ -98,7 +106,9 @@ class _Builder:
             self.parameters += [module.weight, module.bias]  # type: ignore[list-item]
         return index
 
-    def stage(self, kind: str, linear: nn.Module, norm: nn.Module, source: int, dropout: float, **more: Any) -> int:
+    def stage(
+        self, kind: str, linear: nn.Module, norm: nn.Module, source: int, dropout: float, **more: Any
+    ) -> int:
         index = self.add(linear, norm)
         self.stages.append(Stage(kind, index, index + 2, norm.eps, source, dropout, **more))  # type: ignore[arg-type]
         return len(self.stages) - 1
@@ -173,7 +183,8 @@ def _dropped_layer(module: nn.Module) -> tuple[nn.Module, nn.Module, float] | No
 
 def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
     """The plan on whole inputs (R, d + D), outside autograd."""
-    synapses = Synapses(plan.stages, [p.detach().contiguous() for p in plan.parameters], 0, None, x.shape[0], 1)
+    parameters = [p.detach().contiguous() for p in plan.parameters]
+    synapses = Synapses(plan.stages, parameters, 0, None, x.shape[0], 1)
     linear = [x.new_empty(x.shape[0], synapses.linear_width(i)) for i in range(len(plan.stages))]
     out = x.new_empty(x.shape[0], synapses.widths[-1])
     synapses.forward(linear, None, x, None, 0, out)
@@ -181,19 +192,20 @@ def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
 
 
 def _agrees(module: nn.Module, plan: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a foreign module in eval mode gives what its plan gives; asked once per module."""
-    if module not in _agreed:
-        weight = next(module.parameters())
+    """Whether a foreign module in eval mode gives what its plan gives; asked once per module and dtype."""
+    answers = _agreed.setdefault(module, {})
+    weight = next(module.parameters())
+    if weight.dtype not in answers:
         x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
         modes = [(part, part.training) for part in module.modules()]
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             expected, found = module(x), plan(x)
         for part, training in modes:
             part.training = training
         same = isinstance(expected, Tensor) and expected.shape == found.shape
-        _agreed[module] = same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4)
-    return _agreed[module]
+        answers[weight.dtype] = same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4, equal_nan=True)
+    return answers[weight.dtype]
 
 
 def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) -> bool:
@@ -201,7 +213,17 @@ def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) ->
     return (
         type(q_proj) is nn.Linear and q_proj.bias is not None
         and type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
-        and attention.in_proj_bias is not None and attention.bias_k is None and not attention.add_zero_attn
-        and type(attention.out_proj) is NonDynamicallyQuantizableLinear and attention.out_proj.bias is not None
-        and attention.batch_first and is_plain(q_proj) and is_plain(attention)
+        and attention.in_proj_bias is not None and attention.bias_k is None
+        and not attention.add_zero_attn and type(attention.out_proj) is NonDynamicallyQuantizableLinear
+        and attention.out_proj.bias is not None and attention.batch_first
+        and is_plain(q_proj) and is_plain(attention)
     )  # fmt: skip
+
+
+def attention_dropout(attention: nn.Module | None) -> float:
+    """Probability with which a plain attention drops its weights now."""
+    return (
+        float(attention.dropout)
+        if isinstance(attention, nn.MultiheadAttention) and attention.training
+        else 0.0
+    )

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ctm_fast import backend as backends
 from ctm_fast.loop import plan
+from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import AttentionWeights, Loop, Parameters, TickLoopFunction
 from ctm_fast.ops.native import draw_seed
 from ctm_fast.ops.nlm import nlm_pack, nlm_tick
@@ -25,7 +26,7 @@ Synchronise = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of the recurrent part, and the action synchronisation that queries the attention (or None)."""
+    """The modules of the recurrent part, and the action synchronisation that queries the attention."""
 
     synapses: nn.Module  # (B, d + D) -> (B, D)
     nlm: nn.Module  # (B, D, M) -> (B, D)
@@ -79,16 +80,16 @@ def run_ticks(
         track: keep the attention weights.
         recompute: keep no synapse activations for the backward, compute them again there.
     """
-    planned = _plan(parts, z0, tokens)
+    planned = _plan(parts, z0, start, tokens, given)
     if planned is None:
         return _call(parts, inputs, z0, start, tokens, given, track)
     parameters, stages, nlm_dropout = planned
     attention = parts.attention
-    attention_dropout = attention.dropout if attention is not None and attention.training else 0.0
+    attention_dropout = plan.attention_dropout(attention)
     drops = attention_dropout > 0 or nlm_dropout > 0 or any(s.dropout > 0 for s in stages)
     loop = Loop(
         tuple(inputs), stages, attention.num_heads if attention is not None else 0, parts.left, parts.right,  # type: ignore[arg-type]
-        float(attention_dropout), nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
+        attention_dropout, nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
     )  # fmt: skip
     keys, values = _keys_values(attention, tokens, z0)
     given = given if given is not None else z0.new_zeros(0, z0.shape[0], 0)
@@ -104,11 +105,11 @@ def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
     return weights.view(ticks, batch, loop.heads, 1, -1)[attending]
 
 
-def _plan(parts: Parts, z0: Tensor, tokens: list[Tensor]) -> tuple[Parameters, Any, float] | None:
-    """Parameters, synapse stages and neuron-level dropout of the native loop, or None if it cannot run this."""
-    if backends.selected() == "reference" or backends.why_not("nlm", "native", z0.device.type) is not None:
-        return None
-    if z0.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(z0.device.type):
+def _plan(
+    parts: Parts, z0: Tensor, start: Tensor, tokens: list[Tensor], given: Tensor | None
+) -> tuple[Parameters, Any, float] | None:
+    """Parameters, synapse stages and neuron-level dropout of the native loop; None if it cannot run this."""
+    if not _native(z0):
         return None
     synapses, nlm = plan.synapse_plan(parts.synapses), plan.nlm_weights(parts.nlm)
     if synapses is None or nlm is None or parts.synchronise is not None:
@@ -119,14 +120,38 @@ def _plan(parts: Parts, z0: Tensor, tokens: list[Tensor]) -> tuple[Parameters, A
             return None
         attention = _attention_weights(parts)
     parameters = Parameters(attention, nlm[0], synapses.parameters)
-    if any(x.dtype != z0.dtype or x.device != z0.device for x in (*parameters.flat(), *tokens)):
+    read = [start, *tokens, *([] if given is None else given.unbind(0))]
+    if any(x.dtype != z0.dtype or x.device != z0.device for x in (*parameters.flat(), *read)):
+        return None
+    if not _fits(parameters, synapses, z0, read):
         return None
     return parameters, synapses.stages, nlm[1]
 
 
+def _native(x: Tensor) -> bool:
+    """Whether native kernels may run on tensors like this one."""
+    device = x.device.type
+    if backends.selected() == "reference" or backends.why_not("nlm", "native", device) is not None:
+        return False
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device)
+
+
+def _fits(p: Parameters, synapses: SynapsePlan, z0: Tensor, read: list[Tensor]) -> bool:
+    """Whether all sizes agree; where they do not, calling the modules raises what they raise."""
+    (batch, neurons), (start, *inputs) = z0.shape, read
+    memory, _, models = p.nlm[0].shape
+    d = synapses.inputs - neurons
+    if start.shape != (batch, neurons, memory) or models != neurons or synapses.outputs != neurons:
+        return False
+    if p.attention is not None and p.attention.q_proj.shape != (d, p.attention.decay.numel()):
+        return False
+    return all(x.shape[0] == batch and x.shape[-1] == d for x in inputs)
+
+
 def _attention_weights(parts: Parts) -> AttentionWeights:
     attention, q_proj, decay = parts.attention, parts.q_proj, parts.decay
-    assert isinstance(attention, nn.MultiheadAttention) and isinstance(q_proj, nn.Linear) and decay is not None
+    assert isinstance(attention, nn.MultiheadAttention) and isinstance(q_proj, nn.Linear)
+    assert decay is not None
     d = attention.embed_dim
     return AttentionWeights(
         q_proj.weight, q_proj.bias, attention.in_proj_weight[:d], attention.in_proj_bias[:d],
@@ -146,7 +171,7 @@ def _keys_values(attention: nn.Module | None, tokens: list[Tensor], z0: Tensor) 
 
 
 class _Query:
-    """Attention of one query a tick over projected keys and values, through autograd, any device and dtype."""
+    """Attention of one query a tick over projected keys and values, by autograd, on any device and dtype."""
 
     def __init__(self, parts: Parts, tokens: list[Tensor], track: bool) -> None:
         self.parts, self.tokens, self.track = parts, tokens, track
@@ -181,23 +206,17 @@ class _Query:
 
 
 class _NeuronLevelModels:
-    """The neuron-level models on a growing history: packed and fused where planned, the module on windows elsewhere."""
+    """The neuron-level models on a growing history: packed and fused where planned, called elsewhere."""
 
     def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
         self.module, self.memory = module, start.shape[2]
         self.rows = list(start.unbind(2))
-        weights = plan.nlm_weights(module)
-        device = start.device.type
-        native = backends.selected() != "reference" and backends.why_not("nlm", "native", device) is None
         self.history = None
-        if weights is not None and native and not torch.is_autocast_enabled(device) and self._shared(start):
-            if all(w.dtype == start.dtype and w.dtype in (torch.float32, torch.float64) for w in weights[0]):
-                self.packed = nlm_pack(*weights[0])
-                self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
-
-    @staticmethod
-    def _shared(start: Tensor) -> bool:
-        return start.shape[0] > 0 and start.stride(0) == 0
+        weights = plan.nlm_weights(module) if _native(start) else None
+        shared = start.shape[0] > 0 and start.stride(0) == 0
+        if weights is not None and shared and all(w.dtype == start.dtype for w in weights[0]):
+            self.packed = nlm_pack(*weights[0])
+            self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
 
     def __call__(self, t: int, s: Tensor) -> Tensor:
         self.rows.append(s)
@@ -218,7 +237,7 @@ def _call(
     given: Tensor | None,
     track: bool,
 ) -> States:
-    """The ticks through autograd, calling every module: any device, dtype, autocast, and modules of the user's own."""
+    """The ticks through autograd, calling every module: any device, dtype, autocast and module."""
     nlm = _NeuronLevelModels(parts.nlm, start, len(inputs))
     query = _Query(parts, tokens, track)
     z, states, attention = z0, [z0], []
@@ -251,4 +270,5 @@ def _synchronise(
     if parts.synchronise is not None:
         return parts.synchronise(z, alpha, beta)
     assert parts.left is not None and parts.right is not None and parts.decay is not None
-    return sync(z.unsqueeze(0).to(parts.decay.dtype), parts.left, parts.right, parts.decay, alpha, beta, last=True)
+    ticks = z.unsqueeze(0).to(parts.decay.dtype)
+    return sync(ticks, parts.left, parts.right, parts.decay, alpha, beta, last=True)

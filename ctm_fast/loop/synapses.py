@@ -39,6 +39,29 @@ class SynapsePlan(NamedTuple):
     stages: tuple[Stage, ...]
     parameters: tuple[Tensor, ...]
 
+    @property
+    def inputs(self) -> int:
+        """Width of the input [x | z]."""
+        return self.parameters[self.stages[0].linear].shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Width of the output."""
+        return self.parameters[self.stages[-1].norm].shape[0]
+
+    def sizes_agree(self) -> bool:
+        """Whether every stage fits those that it reads."""
+        widths = [self.parameters[stage.norm].shape[0] for stage in self.stages]
+        for stage, width in zip(self.stages, widths, strict=True):
+            rows, columns = self.parameters[stage.linear].shape
+            if rows != width * (2 if stage.kind == "glu" else 1):
+                return False
+            if columns != (self.inputs if stage.source == INPUT else widths[stage.source]):
+                return False
+            if stage.kind == "skip" and {widths[stage.skip], *self.parameters[stage.outer].shape} != {width}:
+                return False
+        return True
+
 
 class Synapses:
     """One forward's (and its backward's) view of a plan: parameters resolved to addresses, one seed per stage.
