@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,9 +174,13 @@ def test_evaluation_is_the_mean_over_all_sequences() -> None:
     torch.testing.assert_close(result["accuracy"].float(), metrics["accuracy"].mean(0))
 
 
-@pytest.mark.parametrize("kind", ["ctm", "lstm"])
-def test_pictures_are_drawn(tmp_path: Path, kind: str) -> None:
-    task = Parity(replace(TINY, model_type=kind))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"model_type": "lstm"}, {"iterations": 1}, {"parity_sequence_length": 64, "held_out": 0.0}],
+    ids=["ctm", "lstm", "one-tick", "64-values"],
+)
+def test_pictures_are_drawn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    task = Parity(replace(TINY, **changes))
     paths = task.analyse(task.build_model().eval(), tmp_path)
     assert [p.name for p in paths] == ["accuracy.png", "attention.png"]
     for path in paths:

@@ -49,9 +49,8 @@ def _accuracy(model: nn.Module, batches: list[Batch], use_most_certain: bool) ->
     left.set_title("mean over positions")
     heat_map(middle, right.mean(0).numpy(), "accuracy", 0.5, 1.0)
     middle.set(ylabel="position in the sequence", title="every position")
-    figure.suptitle(
-        f"Cumulative parity of {right.shape[1]} values: accuracy on {len(right):,} sequences of the evaluation set"
-    )
+    title = f"Cumulative parity of {right.shape[1]} values: accuracy on {len(right):,} evaluation sequences"
+    figure.suptitle(title)
     return figure
 
 
