@@ -41,8 +41,9 @@ def blocks(path, language):
 
 
 def commands(path):
-    """Words of every command line in the document's shell blocks and in its inline code."""
+    """Words of every command line in the document's shell blocks, indented or fenced, and in its inline code."""
     lines = [line for block in blocks(path, "sh") for line in block.splitlines()]
+    lines += re.findall(r"^    ((?:make|python|pytest|pip) .*)", path.read_text(), re.MULTILINE)
     lines += re.findall(r"`((?:make|python -m|\.ci/run) ?[^`\n]*)`", path.read_text())
     found = (shlex.split(line, comments=True) for line in lines)
     return [words for words in found if words]
@@ -164,6 +165,17 @@ def test_named_files_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_plain_text(path):
     assert path.read_text().isascii()
+
+
+def test_presets_are_described():
+    from tasks.parity.config import PRESETS
+
+    text, quick = (ROOT / "tasks" / "README.md").read_text(), PRESETS["quick"]
+    assert [name for name in PRESETS if f"`{name}`" not in text] == []
+    model = f"{quick.iterations} ticks, memory {quick.memory_length}, {quick.d_model} neurons"
+    assert re.search(
+        rf"`quick` .*{model}.*{quick.parity_sequence_length} values.*{quick.training_iterations:,} ", text
+    )
 
 
 def public(name):
