@@ -1,7 +1,7 @@
 """The documents hold: their code runs, their links and commands exist, and every public name is listed."""
 
 import contextlib
-import importlib
+import importlib.util
 import inspect
 import io
 import logging
@@ -41,7 +41,7 @@ def blocks(path, language):
 
 
 def commands(path):
-    """Words of every command line in the document's shell blocks, indented or fenced, and in its inline code."""
+    """Words of every command line in shell blocks, fenced or indented, and in inline code."""
     lines = [line for block in blocks(path, "sh") for line in block.splitlines()]
     lines += re.findall(r"^    ((?:make|python|pytest|pip) .*)", path.read_text(), re.MULTILINE)
     lines += re.findall(r"`((?:make|python -m|\.ci/run) ?[^`\n]*)`", path.read_text())
