@@ -22,6 +22,11 @@ from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.sync import sync
 
 ACCELERATED = "_ctm_fast_kind"  # in the dictionary of a class that ctm_fast.accelerate made
+# Methods of ctm_fast.models that the fast forwards contain instead of calling them.
+_CONTAINED = (
+    "published_forward", "start_state", "think", "attend", "clamp_decays", "synchronisation_pairs",
+    "clamped_decay", "embed_question", "tick_input", "see", "total_ticks", "window_weights",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -49,6 +54,12 @@ def overridden(model: Any, name: str) -> bool:
         return next((i for i, cls in enumerate(classes) if key in cls.__dict__), len(classes))
 
     return owner(name) < owner("forward")
+
+
+def contains(model: Any, kind: str) -> bool:
+    """Whether the fast forward computes what the methods of ``model`` say, whichever a user redefined."""
+    names = (*_CONTAINED, "compute_features") if kind in ("qamnist", "rl") else _CONTAINED
+    return not any(overridden(model, name) for name in names)
 
 
 @torch.compiler.disable
@@ -101,9 +112,11 @@ def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
 def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool = False) -> Any:
     """(synchronisation, new histories) of a CTM for reinforcement learning, and the tracked two."""
     trace, activated = hidden_states
-    features = model.backbone(x).flatten(1)
-    parts = Parts(model.synapses, model.trace_processor)
-    states = run_ticks(parts, (-1,) * model.iterations, activated[:, :, -1], trace, [], features.unsqueeze(0))
+    features = model.backbone(x)
+    if hasattr(model, "kv_features"):
+        model.kv_features = features.detach()
+    parts, inputs = Parts(model.synapses, model.trace_processor), (-1,) * model.iterations
+    states = run_ticks(parts, inputs, activated[:, :, -1], trace, [], features.flatten(1).unsqueeze(0))
     memory = trace.shape[2]
     window = torch.cat((activated.permute(2, 0, 1), states.post))[-memory:]
     synchronisation = _window_synchronisation(model, window)
