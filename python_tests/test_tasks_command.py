@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tasks import checkpointing
 from tasks.command import main
@@ -135,6 +137,28 @@ def test_resume_and_overwrite(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert "be one of --resume and --overwrite" in fails(
         capsys, "train", *TINY, *out, "--resume", "--overwrite"
     )
+
+
+@pytest.fixture
+def _another_precision() -> Iterator[None]:
+    """Accelerate keeps one precision per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_another_precision")
+def test_bfloat16_run_is_trained_evaluated_and_drawn(tmp_path: Path) -> None:
+    assert main(Parity, ["train", *TINY, "--mixed-precision", "bf16", "--out", str(tmp_path)]) == 0
+    assert main(Parity, ["evaluate", "--checkpoint", str(tmp_path)]) == 0
+    assert main(Parity, ["analyse", "--checkpoint", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["train", "--preset"]], ids=["none", "unknown", "no-value"]
+)
+def test_incomplete_command(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert "--help" in refused(capsys, *arguments)
 
 
 def test_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:

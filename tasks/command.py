@@ -86,7 +86,7 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
         target = make_folder(command.out or path.parent)
         task, model, accelerator = _load(task_class, path, command)
         if isinstance(command, Analyse):
-            _draw(task, model, target)
+            _draw(task, model, accelerator, target)
         else:
             _evaluate(task, model, accelerator, target)
     except UserError as error:
@@ -123,11 +123,11 @@ def _parse(task_class: type[Task[Any]], arguments: list[str]) -> Any:
 
 
 def _option(arguments: list[str], name: str) -> str | None:
-    for value, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if value == name:
-            return following
-        if value.startswith(name + "="):
-            return value.removeprefix(name + "=")
+    for index, argument in enumerate(arguments):
+        if argument == name:
+            return next(iter(arguments[index + 1 :]), None)
+        if argument.startswith(name + "="):
+            return argument.removeprefix(name + "=")
     return None
 
 
@@ -140,7 +140,7 @@ def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
         return INTERRUPTED
     if trainer.accelerator.is_main_process:
-        _draw(task, trainer.accelerator.unwrap_model(trainer.model).eval(), folder)
+        _draw(task, trainer.model, trainer.accelerator, folder)
     return 0
 
 
@@ -178,6 +178,8 @@ def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folde
     print(f"wrote {path}")
 
 
-def _draw(task: Task[Any], model: nn.Module, folder: Path) -> None:
-    for path in task.analyse(model, folder):
+def _draw(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
+    """Draw in full precision: what a model tracks leaves it as NumPy arrays, which have no bfloat16."""
+    plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    for path in task.analyse(plain.eval(), folder):
         print(f"wrote {path}")
