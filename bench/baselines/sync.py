@@ -18,14 +18,15 @@ class Recurrence:
     """
 
     def __init__(self, left: Tensor, right: Tensor, decay: Tensor) -> None:
-        self.left, self.right = left, right
+        self.both = torch.cat((left, right))
         self.r = torch.exp(-decay).unsqueeze(1)
         self.alpha: Tensor | None = None
         self.beta = torch.ones_like(self.r)
 
     def add(self, z: Tensor) -> Tensor:
         """Add a tick's post-activations; the synchronisation (P, B) so far."""
-        pairs = z.index_select(0, self.left) * z.index_select(0, self.right)
+        left, right = z.index_select(0, self.both).chunk(2)
+        pairs = left * right
         if self.alpha is None:
             self.alpha = pairs
         else:
@@ -36,4 +37,7 @@ class Recurrence:
 def all_ticks(z: Tensor, left: Tensor, right: Tensor, decay: Tensor) -> Tensor:
     """Synchronisation (T, B, P) of the post-activations (T, B, D) of all ticks."""
     recurrence = Recurrence(left, right, decay)
-    return torch.stack([recurrence.add(tick) for tick in z.transpose(1, 2).contiguous()]).transpose(1, 2)
+    ticks = z.transpose(1, 2)
+    if recurrence.both.numel() >= z.shape[2]:
+        ticks = ticks.contiguous()  # one copy, and every pair reads a row in one piece
+    return torch.stack([recurrence.add(tick) for tick in ticks]).transpose(1, 2)
