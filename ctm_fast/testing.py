@@ -195,6 +195,8 @@ CASES = (
     OpCase("sync", "one-tick", (1, 3, 16, 40)),
     OpCase("sync", "batch-1-long", (40, 1, 33, 17)),
     OpCase("sync", "many-samples", (3, 67, 12, 65)),
+    OpCase("sync", "many-samples-last-tick", (3, 67, 12, 65), {"last": True}),
+    OpCase("sync", "few-of-many-neurons", (4, 20, 300, 9)),
     OpCase("sync", "one-neuron", (4, 2, 1, 3)),
     OpCase("sync", "no-pairs", (3, 2, 5, 0)),
     OpCase("sync", "no-batch", (3, 0, 5, 4)),

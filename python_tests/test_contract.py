@@ -239,3 +239,23 @@ def test_extreme_values(case: OpCase, scale: float, simd_level: str) -> None:
             smallest = torch.finfo(torch.float32).tiny * y.numel()
             bound = error_bound(relative_error(plain[name], y), torch.float32) * y.norm().item()
             assert (found[name].double() - y).norm().item() <= bound + smallest, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_compiled_kernels_between_the_ops_give_the_same_numbers() -> None:
+    neurons, pairs = (next(case for case in SMALL if case.op == op) for op in ("nlm", "sync"))
+    first, second = neurons.inputs(torch.float64), pairs.inputs(torch.float64)
+    leaves = [leaf(x) for x in [*first.values(), *list(second.values())[1:]]]
+
+    def model(*x: Tensor) -> Tensor:
+        z = OPS["nlm"].run(*x[:7], dropout=0.3, seed=2)
+        plain = OPS["nlm"].run(*x[:7], dropout=0.3, seed=2, backend="reference")
+        ticks = torch.stack([torch.sin(torch.nn.functional.pad(y, (0, 1))) for y in (z, plain, z * plain)])
+        return torch.tanh(OPS["sync"].run(ticks, *x[7:])[0]).sum()
+
+    loss, expected = torch.compile(model, fullgraph=True)(*leaves), model(*leaves)
+    torch.testing.assert_close(loss, expected)
+    wanted = [x for x in leaves if x.requires_grad]
+    for a, b in zip(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(a, b)
