@@ -70,6 +70,12 @@ def test_masks_do_not_depend_on_the_split_or_the_threads(simd_level: str) -> Non
         assert torch.equal(kernel(0.3, 9, x, threads=threads), whole)
 
 
+def test_a_dropped_infinity_is_nan_as_in_pytorch(simd_level: str) -> None:
+    kept = mask(0.5, 1, 2, 33) > 0
+    y = kernel(0.5, 1, torch.full((2, 33), torch.inf))
+    assert torch.equal(y.isinf(), kept) and torch.equal(y.isnan(), ~kept)
+
+
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9], ids=str)
 def test_share_kept(p: float) -> None:
     m = mask(p, 3, 500, 400)
