@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tasks.config import TrainConfig
 from tasks.errors import UserError
 from tasks.parity.config import PRESETS, ParityConfig
 from tasks.parity.task import Parity
-from tasks.setup import make_optimizer
+from tasks.setup import cpu_threads, make_optimizer
 from tasks.task import batch_generator
 from tasks.train import Trainer
 
@@ -36,6 +37,13 @@ SIZES: dict[str, Any] = {
     "warmup_steps": 2, "log_every": 3, "track_every": 4, "save_every": 5,
 }  # fmt: skip
 TINY = replace(PRESETS["quick"], **SIZES, dropout=0.2, training_iterations=10)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models lose time on more."""
+    with cpu_threads(1):
+        yield
 
 
 def run(config: ParityConfig, folder: Path, resume: bool = False) -> Trainer:
