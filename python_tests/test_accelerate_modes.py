@@ -101,6 +101,13 @@ def test_double_backward_is_refused_and_reference_allows_it(name):
         assert torch.autograd.grad(grad.sum(), weight)[0].abs().sum() > 0
 
 
+def test_double_backward_of_the_certainty_is_refused():
+    _, fast, inputs = pair("base")
+    certainties = fast(*inputs)[1]
+    with pytest.raises(RuntimeError, match="certainty: create_graph=True needs the differentiable backend"):
+        torch.autograd.grad(certainties[:, 0].sum(), fast.output_projector[0].weight, create_graph=True)
+
+
 FROZEN = [
     "backbone",
     "kv_proj",

@@ -32,6 +32,7 @@ from ctm_fast.nn.sync import (
     representation_size,
     select_neurons,
 )
+from ctm_fast.nn.tick_loop import TickLoop, TickLoopOutput
 
 __all__ = [
     "BACKBONES",
@@ -54,6 +55,8 @@ __all__ = [
     "SuperLinear",
     "SynapseUNET",
     "Synchronisation",
+    "TickLoop",
+    "TickLoopOutput",
     "build_backbone",
     "build_positional_embedding",
     "build_resnet",

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ctm_fast.ops.grad import refuse_double_backward
+
 
 def normalised_entropy(logits: Tensor) -> Tensor:
     """Entropy of ``softmax(logits)`` over the last dimension divided by its maximum, in [0, 1].
@@ -54,6 +56,7 @@ class CertaintyOverTicks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        refuse_double_backward("certainty")
         (ticks,) = ctx.saved_tensors
         with torch.enable_grad():
             leaf = ticks.detach().requires_grad_()
