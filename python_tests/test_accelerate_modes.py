@@ -6,8 +6,10 @@ import pytest
 import torch
 from foreign_cases import VARIANTS, build, copies, evaluate, tensors
 from torch.nn.utils import parameters_to_vector
+from torch.utils.checkpoint import checkpoint
 
 import ctm_fast
+from ctm_fast.loop import run
 from ctm_fast.testing import relative_error
 
 
@@ -178,6 +180,19 @@ def test_dropout_statistics(name):
     assert ((found.std(0) / spread).log().abs() < 5 * noise).all()
 
 
+@pytest.mark.parametrize("name", ["sort", "rl", "base-unet"])
+def test_checkpointed_model_draws_its_masks_again(name):
+    _, fast, inputs = pair(name, dropout=0.3)
+    found = []
+    for through in (False, True):
+        torch.manual_seed(8)
+        fast.zero_grad()
+        outputs = checkpoint(fast, *inputs, use_reentrant=False) if through else fast(*inputs)
+        loss_of(outputs).backward()
+        found.append(gradients(fast))
+    assert_close(found[1], found[0], 0.0)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_dropout_masks_follow_the_seed(name):
     _, fast, inputs = pair(name, dropout=0.3)
@@ -234,6 +249,16 @@ def test_autocast(name):
         expected, error = (relative_error(outputs[key], truth[key]) for outputs in found)
         assert error <= max(2 * expected, 2**-6)
     assert relative_error(*(parameters_to_vector(gradients(m).values()) for m in (fast, original))) < 0.1
+
+
+def test_first_call_under_autocast_with_half_inputs_then_full_precision(monkeypatch, caplog):
+    original, fast, (x,) = pair("sort")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast(x.bfloat16())[2]
+        torch.testing.assert_close(found, original(x.bfloat16())[2], rtol=0.05, atol=0.05)
+    monkeypatch.delattr(run, "_call")
+    assert_close(tensors(fast(x)), tensors(original(x)), 1e-4)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", VARIANTS)

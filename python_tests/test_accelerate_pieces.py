@@ -273,6 +273,54 @@ def test_other_forward_keeps_itself_and_says_so_once(warnings):
     assert "Impatient keeps its own forward" in warnings.messages[0]
 
 
+class Fork(ThoughtMachine):
+    """Gives its features together with something else, and knows a further argument."""
+
+    def compute_features(self, x):
+        return super().compute_features(x), x.mean()
+
+    def attend(self, synchronisation, kv):
+        return super().attend(synchronisation, kv[0])
+
+    def forward(self, x, track=False, *, scale=1.0, **others):
+        predictions, *rest = super().forward(x, track)
+        return scale * predictions, *rest
+
+
+def test_fork_that_the_fast_forward_cannot_read_goes_on(warnings):
+    model, inputs = build("base")
+    model.__class__ = Fork
+    original, fast = copies(model, 2)
+    ctm_fast.accelerate(fast)
+    agree(original, fast, inputs, 0.0)
+    agree(original, fast, inputs, 0.0)
+    assert len(warnings.messages) == 1
+    assert (
+        "Fork keeps its own forward, the fast one of the base CTM raised AttributeError"
+        in warnings.messages[0]
+    )
+
+
+class Scaled(ThoughtMachine):
+    """Knows further arguments."""
+
+    def forward(self, x, track=False, *, scale=1.0, **others):
+        predictions, *rest = super().forward(x, track)
+        return scale * predictions, *rest
+
+
+def test_further_arguments_run_the_original(warnings, monkeypatch):
+    model, inputs = build("base")
+    model.__class__ = Scaled
+    ctm_fast.accelerate(model)
+    plain = model(*inputs)[0]
+    torch.testing.assert_close(model(*inputs, scale=2.0)[0], 2 * plain)
+    torch.testing.assert_close(model(*inputs, anything=1)[0], plain)
+    monkeypatch.delattr(ThoughtMachine, "think")
+    torch.testing.assert_close(model(*inputs)[0], plain)
+    assert warnings.messages == []
+
+
 def test_first_call_leaves_no_trace():
     model, inputs = build("base", dropout=0.2)
     ctm_fast.accelerate(model)
