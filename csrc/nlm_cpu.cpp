@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "nlm_layout.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -28,127 +29,6 @@ CTM_INLINE void narrow(float value, BFloat16* out) {
   std::memcpy(&bits, &value, sizeof bits);
   const bool nan = value != value;
   out->bits = nan ? uint16_t(0x7FC0) : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
-
-struct Block {  // one group of `lanes` neurons
-  int64_t first;
-  int width;  // lanes in use
-};
-
-template <class T>
-Block block_at(const NlmSizes& n, int64_t index) {
-  const int64_t first = index * lanes<T>;
-  const int64_t left = n.neurons - first;
-  return {first, static_cast<int>(left < lanes<T> ? left : lanes<T>)};
-}
-
-template <class T>
-int64_t block_count(const NlmSizes& n) {
-  return (n.neurons + lanes<T> - 1) / lanes<T>;
-}
-
-int64_t layer1_vectors(const NlmSizes& n) { return n.hidden * (n.memory + 1) * 2; }
-int64_t layer2_vectors(const NlmSizes& n) { return n.deep ? (n.hidden + 1) * 2 : 0; }
-
-template <class T>
-int64_t block_elements(const NlmSizes& n) {
-  return (layer1_vectors(n) + layer2_vectors(n)) * lanes<T>;
-}
-
-int64_t packed_size(const NlmSizes& n, int width) {
-  const int64_t blocks = (n.neurons + width - 1) / width;
-  return blocks * (layer1_vectors(n) + layer2_vectors(n)) * width;
-}
-
-// Calls weight(packed offset, layer, offset in w1 or w2) for every vector of weights of a block, and
-// bias(packed offset, layer, offset in b1 or b2, distance of two lanes there) for every vector of biases.
-template <class T, class Weight, class Bias>
-CTM_INLINE void for_each_vector(const NlmSizes& n, const Block& block, const Weight& weight, const Bias& bias) {
-  constexpr int V = lanes<T>;
-  const int64_t H = n.hidden, M = n.memory, D = n.neurons, second = layer1_vectors(n) * V;
-  for (int64_t h = 0; h < H; ++h)
-    for (int64_t half = 0; half < 2; ++half) {
-      const int64_t at = (h * (M + 1) * 2 + half) * V, out = half * H + h;
-      for (int64_t m = 0; m < M; ++m) weight(at + m * 2 * V, 0, (m * 2 * H + out) * D + block.first);
-      bias(at + M * 2 * V, 0, block.first * 2 * H + out, 2 * H);
-    }
-  for (int64_t half = 0; n.deep && half < 2; ++half) {
-    for (int64_t h = 0; h < H; ++h) weight(second + (h * 2 + half) * V, 1, (h * 2 + half) * D + block.first);
-    bias(second + (H * 2 + half) * V, 1, block.first * 2 + half, 2);
-  }
-}
-
-constexpr int64_t kTogether = 4;  // blocks packed at once: their weights are neighbours in w
-
-template <class T>
-void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, const T* b2, T t2, T* packed,
-                int threads) {
-  const T *w[2] = {w1, w2}, *b[2] = {b1, b2}, scale[2] = {T(1) / t1, T(1) / t2};
-  const int64_t blocks = block_count<T>(n), size = block_elements<T>(n);
-  parallel_for(threads, (blocks + kTogether - 1) / kTogether, [&](int64_t group) {
-    const int64_t begin = group * kTogether, end = begin + kTogether < blocks ? begin + kTogether : blocks;
-    for_each_vector<T>(
-        n, block_at<T>(n, begin),
-        [&](int64_t at, int layer, int64_t from) {
-          for (int64_t i = begin; i < end; ++i) {
-            const T* source = w[layer] + from + (i - begin) * lanes<T>;
-            store(packed + i * size + at, load_part(source, block_at<T>(n, i).width) * scale[layer]);
-          }
-        },
-        [&](int64_t at, int layer, int64_t from, int64_t step) {
-          for (int64_t i = begin; i < end; ++i)
-            for (int l = 0; l < lanes<T>; ++l) {
-              const bool used = l < block_at<T>(n, i).width;
-              packed[i * size + at + l] = used ? b[layer][from + ((i - begin) * lanes<T> + l) * step] * scale[layer] : T(0);
-            }
-        });
-  });
-}
-
-struct Sum {  // Neumaier's: the gradient of t cancels over all weights of all neurons
-  double value = 0.0, rest = 0.0;
-
-  void add(double x) {
-    const double next = value + x;
-    rest += std::abs(value) >= std::abs(x) ? (value - next) + x : (x - next) + value;
-    value = next;
-  }
-  // NaN and infinity have no rest.
-  double total() const { return std::isfinite(value) ? value + rest : value; }
-};
-
-// The packed weight is w / t, so dw = dpacked / t and dt = -sum(dpacked * packed) / t.
-template <class T>
-void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad, T* w2,
-                  T* b2, T* t2_grad, int threads) {
-  const int64_t blocks = block_count<T>(n);
-  T *w[2] = {w1, w2}, *b[2] = {b1, b2};
-  const T t[2] = {t1, t2};
-  Sum* partial = static_cast<Sum*>(std::calloc(static_cast<size_t>(2 * blocks + 1), sizeof(Sum)));
-  parallel_for(threads, blocks, [&](int64_t index) {
-    const Block block = block_at<T>(n, index);
-    const int64_t base = index * block_elements<T>(n);
-    const auto add = [&](int64_t at, int layer, Vec<T> g) {
-      partial[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(packed + base + at))));
-    };
-    for_each_vector<T>(
-        n, block,
-        [&](int64_t at, int layer, int64_t to) {
-          const Vec<T> g = load(grad + base + at);
-          add(at, layer, g);
-          store_part(w[layer] + to, g / t[layer], block.width);
-        },
-        [&](int64_t at, int layer, int64_t to, int64_t step) {
-          const Vec<T> g = load(grad + base + at);
-          add(at, layer, g);
-          for (int l = 0; l < block.width; ++l) b[layer][to + l * step] = g[l] / t[layer];
-        });
-  });
-  Sum sum[2];
-  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2].add(partial[i].total());
-  std::free(partial);
-  *t1_grad = static_cast<T>(sum[0].total() / t1);
-  if (n.deep) *t2_grad = static_cast<T>(sum[1].total() / t2);
 }
 
 template <class T>

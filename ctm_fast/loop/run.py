@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ctm_fast import backend as backends
 from ctm_fast.loop import plan
 from ctm_fast.loop.synapses import SynapsePlan
-from ctm_fast.loop.ticks import AttentionWeights, Loop, Parameters, TickLoopFunction
+from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
+from ctm_fast.loop.ticks import TickLoopFunction
 from ctm_fast.ops.native import draw_seed
 from ctm_fast.ops.nlm import nlm_pack, nlm_tick
 from ctm_fast.ops.sync import sync

@@ -4,139 +4,24 @@ Kept for the backward: the history of pre-activations, the post-activations, the
 what every synapse layer's linear map put out (or not even that, with ``recompute``). Everything else is computed
 again from them. Weight gradients are computed over all ticks at once, as products with T * B rows.
 
-Letters: T ticks, B batch, D neurons, M memory length, d input width, h heads, L tokens, P action pairs, K sets of
-keys and values, G given inputs.
+Letters: T ticks, B batch, D neurons, M memory length, d input width, h heads, L tokens, K sets of keys and values,
+G given inputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.linear import Linear, outer
-from ctm_fast.loop.synapses import Stage, SynapseGradients, Synapses
+from ctm_fast.loop.attention import Attention
+from ctm_fast.loop.backward import LoopBackward
+from ctm_fast.loop.config import Loop, Parameters
+from ctm_fast.loop.synapses import Synapses
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import CODES, NO_DROPOUT, Drop, empty, kernels, threads, zeros
+from ctm_fast.ops.native import empty
 from ctm_fast.ops.nlm import autograd as nlm
-from ctm_fast.ops.sync import autograd as sync
-
-FUSED_ROWS = 16  # with fewer rows a tick, weight gradients of the neuron-level models wait for all ticks
-
-
-class AttentionWeights(NamedTuple):
-    """Query path of the attention; keys and values are projected before the loop."""
-
-    q_proj: Tensor  # (d, P)
-    q_proj_bias: Tensor  # (d)
-    query: Tensor  # (d, d), the query rows of the attention's input projection
-    query_bias: Tensor  # (d)
-    out: Tensor  # (d, d)
-    out_bias: Tensor  # (d)
-    decay: Tensor  # (P), raw decay of the action synchronisation
-
-
-class Parameters(NamedTuple):
-    """Everything trainable in the loop, in the order in which the autograd function takes it."""
-
-    attention: AttentionWeights | None
-    nlm: tuple[Tensor, ...]  # w1, b1, t1 and for deep models w2, b2, t2
-    synapses: tuple[Tensor, ...]
-
-    def flat(self) -> tuple[Tensor, ...]:
-        return (*(self.attention or ()), *self.nlm, *self.synapses)
-
-    def like(self, values: tuple[Tensor, ...]) -> Parameters:
-        """The same structure around other tensors."""
-        first = len(self.attention or ())
-        second = first + len(self.nlm)
-        attention = AttentionWeights(*values[:first]) if first else None
-        return Parameters(attention, tuple(values[first:second]), tuple(values[second:]))
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What a forward does, apart from tensors that need gradients.
-
-    ``inputs`` has one entry a tick: k >= 0 attends to the k-th keys and values, -1 - g takes the g-th given input.
-    """
-
-    inputs: tuple[int, ...]
-    stages: tuple[Stage, ...]
-    heads: int = 0
-    left: Tensor | None = None  # (P) action pairs
-    right: Tensor | None = None
-    attention_dropout: float = 0.0
-    nlm_dropout: float = 0.0
-    seed: int | None = None  # None outside training
-    recompute: bool = False  # keep no synapse activations
-    track: bool = False
-
-    @property
-    def ticks(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def attends(self) -> bool:
-        return any(i >= 0 for i in self.inputs)
-
-    def drop(self, p: float, stream: int, first_row: int) -> Drop:
-        """Dropout arguments of the kernels; ``stream`` tells the attention's and the neuron-level masks apart."""
-        if self.seed is None or p == 0.0:
-            return NO_DROPOUT
-        return (p, (self.seed + stream) & 0xFFFFFFFFFFFFFFFF, first_row)
-
-
-class _Attention:
-    """Action synchronisation, query and attention of one tick, forward and backward."""
-
-    def __init__(self, loop: Loop, weights: AttentionWeights, keys: Tensor, values: Tensor, z: Tensor) -> None:
-        self.loop, self.w, self.keys, self.values, self.z = loop, weights, keys, values, z
-        self.code, self.threads = CODES[z.dtype], threads()
-        _, self.batch, self.neurons = z.shape
-        self.width, self.tokens = keys.shape[2], keys.shape[3]
-        self.shape = (self.batch, loop.heads, self.width // loop.heads, self.tokens)
-        self.scale = (self.width // loop.heads) ** -0.5
-        query, query_bias = weights.query * self.scale, weights.query_bias * self.scale
-        self.project = Linear(weights.q_proj, weights.q_proj_bias, self.batch, loop.ticks)
-        self.query = Linear(query, query_bias, self.batch, loop.ticks)
-        self.out = Linear(weights.out, weights.out_bias, self.batch, loop.ticks)
-        assert loop.left is not None and loop.right is not None
-        self.left, self.right = sync.pairs(z, loop.left, loop.right)
-        self.r = torch.exp(-weights.decay).contiguous()
-        self.pairs = self.r.shape[0]
-        self.beta0 = torch.zeros_like(self.r)
-        self.root, _ = sync.roots((loop.ticks, self.batch, self.neurons, self.pairs, False), self.r, self.beta0)
-
-    def synchronisation(self, first: int, ticks: int, alpha: Tensor, out: Tensor) -> None:
-        """Action synchronisation of ticks [first, first + ticks) into ``out`` (ticks, B, P); moves ``alpha`` on."""
-        shape = (ticks, self.batch, self.neurons, self.pairs, False)
-        kernels().sync_forward(
-            self.code, shape, self.z[first].data_ptr(), self.z.stride()[:2], self.left.data_ptr(),
-            self.right.data_ptr(), self.r.data_ptr(), self.root[first].data_ptr(), alpha.data_ptr(), out.data_ptr(),
-            self.threads,
-        )  # fmt: skip
-
-    def zeros(self) -> Tensor:
-        return self.z.new_zeros(self.batch, self.pairs)
-
-    def queries(self, synchronisation: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, P) -> q_proj's output and the scaled query, (R, d) each."""
-        projected = self.project(synchronisation)
-        return projected, self.query(projected)
-
-    def drop(self, t: int) -> Drop:
-        return self.loop.drop(self.loop.attention_dropout, 1001, t * self.batch)
-
-    def attend(self, t: int, q: Tensor, weights: Tensor, out: Tensor) -> None:
-        """Heads' output (B, d) of tick ``t`` into ``out``, attention weights (B, h, L) into ``weights``."""
-        k = self.loop.inputs[t]
-        kernels().attend_forward(
-            self.code, self.shape, self.drop(t), q.data_ptr(), q.stride(0), self.keys[k].data_ptr(),
-            self.values[k].data_ptr(), weights.data_ptr(), out.data_ptr(), out.stride(0), self.threads,
-        )  # fmt: skip
 
 
 def _forward_ticks(
@@ -145,7 +30,7 @@ def _forward_ticks(
     """Fills ``z`` and ``history``; returns heads' outputs, the linear maps' outputs and the attention weights."""
     ticks, (_, batch, neurons) = loop.ticks, z.shape
     memory = history.shape[0] - ticks
-    attention = _Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
+    attention = Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
     width = p.synapses[loop.stages[0].linear].shape[1] - neurons
     synapses = Synapses(loop.stages, list(p.synapses), width, loop.seed, batch, ticks)
     kept = ticks if keep and not loop.recompute else 1
@@ -153,7 +38,7 @@ def _forward_ticks(
     heads = empty(z, ticks if keep else 1, batch, width if attention else 0)
     tokens = loop.heads * (attention.tokens if attention else 0)
     weights = z.new_empty(ticks if loop.track else 1, batch, tokens)
-    packed, shape, strides = _nlm_arguments(p.nlm, batch, neurons)
+    packed, shape, strides = nlm.loop_arguments(p.nlm, batch, neurons)
     constant = _constant(loop, synapses, given)
     if attention:
         alpha, action = attention.zeros(), z.new_empty(batch, attention.pairs)
@@ -167,15 +52,9 @@ def _forward_ticks(
                 attention.attend(t, attention.queries(action)[1], weights[t if loop.track else 0], row)
                 x = attention.out(row, attended)
         synapses.forward([y[t % kept] for y in linear], x, z[t], constant, t * batch, history[memory + t])
-        drop = loop.drop(loop.nlm_dropout, 2002, t * batch)
+        drop = loop.nlm_drop(t * batch)
         nlm.run_forward(shape, drop, packed, history[t + 1 :], strides, z[t + 1])
     return heads, linear if kept == ticks else [], weights
-
-
-def _nlm_arguments(w: tuple[Tensor, ...], rows: int, neurons: int) -> tuple[Tensor, nlm.Shape, tuple[int, int, int]]:
-    w1, b1, t1, w2, b2, t2 = (*w, None, None, None)[:6]
-    packed = nlm.pack(w1, b1, t1, w2, b2, t2)
-    return packed, nlm.shape_of(rows, w1, w2), (neurons, 1, rows * neurons)
 
 
 def _constant(loop: Loop, synapses: Synapses, given: Tensor) -> Tensor | None:
@@ -215,192 +94,5 @@ class TickLoopFunction(torch.autograd.Function):
         keys, values, given, z, history, heads, *rest = ctx.saved_tensors
         linear, flat = rest[: ctx.linear], rest[ctx.linear :]
         p = ctx.structure.like(tuple(x.contiguous() for x in flat))
-        run = _Backward(ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:])
+        run = LoopBackward(ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:])
         return (None, None, *run.run(dz, dhistory))
-
-
-class _Backward:
-    """The backward pass over all ticks; ``need`` follows the order keys, values, given, z0, start, parameters."""
-
-    def __init__(
-        self, loop: Loop, p: Parameters, keys: Tensor, values: Tensor, given: Tensor, z: Tensor, history: Tensor,
-        heads: Tensor, linear: list[Tensor], need: tuple[bool, ...],
-    ) -> None:  # fmt: skip
-        self.loop, self.p, self.given, self.z, self.history, self.heads, self.need = loop, p, given, z, history, heads, need
-        self.ticks, (_, self.batch, self.neurons) = loop.ticks, z.shape
-        self.memory = history.shape[0] - self.ticks
-        self.attention = _Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
-        self.width = p.synapses[loop.stages[0].linear].shape[1] - self.neurons
-        forward_ticks = 0 if linear else self.ticks  # without a forward to repeat nothing is packed for it
-        self.synapses = Synapses(loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks)
-        self.gradients = SynapseGradients(self.synapses, self.ticks)
-        self.packed, self.nlm_shape, self.strides = _nlm_arguments(p.nlm, self.batch, self.neurons)
-        self.dpacked = zeros(self.packed, *self.packed.shape)
-        if self.attention:
-            self._recompute_queries()
-        self.inputs = self._all_inputs()
-        self.linear = linear or self._recompute_synapses()
-        self.dlinear = [empty(y, *y.shape) for y in self.linear]
-
-    def _recompute_queries(self) -> None:
-        a = self.attention
-        assert a is not None
-        self.action = empty(self.z, self.ticks, self.batch, a.pairs)
-        a.synchronisation(0, self.ticks, a.zeros(), self.action)
-        self.projected, q = a.queries(self.action.flatten(0, 1))
-        self.q = q.view(self.ticks, self.batch, self.width)
-        self.from_out = Linear(a.w.out.t(), None, self.batch, self.ticks)
-        self.from_query = Linear(a.query.weight.t(), None, self.batch, self.ticks)
-        self.from_project = Linear(a.w.q_proj.t(), None, self.batch, self.ticks)
-        self.dq, self.dheads = torch.zeros_like(self.q), torch.zeros_like(self.q)
-        self.daction, self.dattended = torch.zeros_like(self.action), torch.zeros_like(self.q)
-        tokens = self.ticks, self.batch, self.loop.heads * a.tokens
-        self.dscores = zeros(self.z, *tokens)
-        self.weights = zeros(self.z, *tokens)
-        self.alpha_gradient = a.zeros()
-        self.scratch = self.z.new_empty(tokens[1:])
-
-    def _all_inputs(self) -> Tensor:
-        """What the synapses read at every tick besides z, (T, B, d)."""
-        if self.attention is None:
-            index = torch.tensor([-1 - i for i in self.loop.inputs])
-            return self.given[index]
-        attended = self.attention.out(self.heads.flatten(0, 1)).view(self.ticks, self.batch, self.width)
-        for t, i in enumerate(self.loop.inputs):
-            if i < 0:
-                attended[t] = self.given[-1 - i]
-        return attended
-
-    def _recompute_synapses(self) -> list[Tensor]:
-        rows = self.ticks * self.batch
-        linear = [empty(self.z, rows, self.synapses.linear_width(i)) for i in range(len(self.loop.stages))]
-        unused = self.z.new_empty(rows, self.neurons)
-        self.synapses.forward(linear, self.inputs.flatten(0, 1), self.z[:-1].flatten(0, 1), None, 0, unused)
-        return [y.view(self.ticks, self.batch, -1) for y in linear]
-
-    def run(self, dz_all: Tensor | None, dhistory: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of keys, values, given, z0, start and all parameters."""
-        self.dhistory = zeros(self.z, *self.history.shape)
-        if dhistory is not None:
-            self.dhistory += dhistory
-        self.dz_kept = None if self._fused() else empty(self.z, self.ticks, self.batch, self.neurons)
-        self.dx = self.z.new_zeros(self.given.shape)
-        carry = self.z.new_zeros(self.batch, self.neurons)
-        for t in reversed(range(self.ticks)):
-            if dz_all is not None:
-                carry = carry + dz_all[t + 1]
-            carry = self._tick(t, carry)
-        if dz_all is not None:
-            carry = carry + dz_all[0]
-        keys, values = self._keys_values()
-        given = self.dx if self.need[2] else None
-        return (keys, values, given, carry, self.dhistory[: self.memory], *self._parameters())
-
-    def _fused(self) -> bool:
-        return self.batch >= FUSED_ROWS
-
-    def _tick(self, t: int, dz: Tensor) -> Tensor:
-        """One tick backwards: gradient of z[t + 1] -> of z[t], without what reaches z[t] from outside the loop."""
-        if self.dz_kept is not None:
-            self.dz_kept[t] = dz
-        drop = self.loop.drop(self.loop.nlm_dropout, 2002, t * self.batch)
-        nlm.run_backward(
-            self.nlm_shape, drop, self.packed, self.history[t + 1 :], self.strides, dz.contiguous(),
-            self.dhistory[t + 1 :], self.strides, self.dpacked if self._fused() else None,
-        )  # fmt: skip
-        attends = self.loop.inputs[t] >= 0
-        dx, below = self.gradients.backward(
-            [y[t] for y in self.linear], [g[t] for g in self.dlinear], self.dhistory[self.memory + t],
-            t * self.batch, attends or self.need[2],
-        )  # fmt: skip
-        if dx is not None and not attends:
-            self.dx[-1 - self.loop.inputs[t]] += dx
-        if self.attention:
-            self._attention_tick(t, dx if attends else None, below)
-        return below
-
-    def _attention_tick(self, t: int, dx: Tensor | None, dz: Tensor) -> None:
-        """From the attended input's gradient to that of z[t], added to ``dz``."""
-        a = self.attention
-        assert a is not None
-        if dx is not None:
-            self.dattended[t] = dx
-            self.from_out(dx, self.dheads[t])
-            k = self.loop.inputs[t]
-            dropped = a.drop(t)[0] > 0.0
-            plain = self.scratch if dropped else self.weights[t]
-            kernels().attend_backward(
-                a.code, a.shape, a.drop(t), self.q[t].data_ptr(), self.width, a.keys[k].data_ptr(),
-                a.values[k].data_ptr(), self.dheads[t].data_ptr(), self.width, self.weights[t].data_ptr(),
-                plain.data_ptr(), self.dscores[t].data_ptr(), self.dq[t].data_ptr(), self.width, a.threads,
-            )  # fmt: skip
-            self.from_project(self.from_query(self.dq[t]), self.daction[t])
-        kernels().sync_backward(
-            a.code, (1, self.batch, self.neurons, a.pairs, False), self.z[t].data_ptr(), (0, self.neurons),
-            a.left.data_ptr(), a.right.data_ptr(), a.r.data_ptr(), a.root[t].data_ptr(), 0, 0,
-            self.daction[t].data_ptr(), self.alpha_gradient.data_ptr(), dz.data_ptr(), (0, self.neurons), 0, 0,
-            a.threads,
-        )  # fmt: skip
-
-    def _keys_values(self) -> tuple[Tensor | None, Tensor | None]:
-        """Sums over the ticks as one batched product: dk = q^T ds, dv = dheads^T w, per head."""
-        a = self.attention
-        if a is None or not (self.need[0] or self.need[1]):
-            return None, None
-        dkeys, dvalues = torch.zeros_like(a.keys), torch.zeros_like(a.values)
-        for k in range(a.keys.shape[0]):
-            ticks = [t for t, i in enumerate(self.loop.inputs) if i == k]
-            dkeys[k] = self._over_ticks(self.q, self.dscores, ticks)
-            dvalues[k] = self._over_ticks(self.dheads, self.weights, ticks)
-        return dkeys, dvalues
-
-    def _over_ticks(self, left: Tensor, right: Tensor, ticks: list[int]) -> Tensor:
-        if len(ticks) < self.ticks:
-            left, right = left[ticks], right[ticks]
-        n, heads = len(ticks), self.loop.heads
-        left = left.view(n, self.batch, heads, -1).permute(1, 2, 3, 0)
-        right = right.view(n, self.batch, heads, -1).permute(1, 2, 0, 3)
-        return torch.matmul(left, right).reshape(self.batch, self.width, -1)
-
-    def _parameters(self) -> tuple[Tensor | None, ...]:
-        attention = self._attention_parameters() if self.attention else ()
-        first = 5 + len(attention) + len(self.p.nlm)
-        flat = [y.flatten(0, 1) for y in self.linear]
-        grads = [g.flatten(0, 1) for g in self.dlinear]
-        synapses = self.gradients.weights(
-            flat, grads, self.inputs.flatten(0, 1), self.z[:-1].flatten(0, 1), lambda i: self.need[first + i]
-        )
-        return (*attention, *self._nlm_parameters(), *synapses)
-
-    def _nlm_parameters(self) -> tuple[Tensor, ...]:
-        if self.dz_kept is not None:
-            rows = self.ticks * self.batch
-            nlm.run_backward(
-                (rows, *self.nlm_shape[1:]), self.loop.drop(self.loop.nlm_dropout, 2002, 0), self.packed,
-                self.history[1:], self.strides, self.dz_kept.flatten(0, 1), None, (0, 0, 0), self.dpacked,
-            )  # fmt: skip
-        w1, _, t1, w2, _, t2 = (*self.p.nlm, None, None, None)[:6]
-        assert w1 is not None and t1 is not None
-        return nlm.unpack(self.packed, self.dpacked, w1, t1, w2, t2)[: len(self.p.nlm)]
-
-    def _attention_parameters(self) -> tuple[Tensor | None, ...]:
-        a = self.attention
-        assert a is not None
-        dq, projected = self.dq.flatten(0, 1), self.projected
-        dprojected = self.from_query(dq)
-        dout = self.dattended.flatten(0, 1)
-        dr, dbeta, alpha0, galpha = torch.empty_like(a.r), torch.zeros_like(a.r), a.zeros(), a.zeros()
-        shape = (self.ticks, self.batch, self.neurons, a.pairs, False)
-        kernels().sync_backward(
-            a.code, shape, self.z.data_ptr(), self.z.stride()[:2], a.left.data_ptr(), a.right.data_ptr(),
-            a.r.data_ptr(), a.root.data_ptr(), alpha0.data_ptr(), a.beta0.data_ptr(), self.daction.data_ptr(),
-            galpha.data_ptr(), 0, (0, 0), dr.data_ptr(), dbeta.data_ptr(), a.threads,
-        )  # fmt: skip
-        attending = [t for t, i in enumerate(self.loop.inputs) if i >= 0]
-        heads = self.heads if len(attending) == self.ticks else self.heads[attending]
-        dheads = dout if len(attending) == self.ticks else self.dattended[attending].flatten(0, 1)
-        return (
-            outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,
-            dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0),
-            -a.r * dr if any(attending) else None,  # the first tick's synchronisation has not decayed yet
-        )  # fmt: skip

@@ -46,6 +46,13 @@ def pack(
     return packed
 
 
+def loop_arguments(weights: tuple[Tensor, ...], rows: int, neurons: int) -> tuple[Tensor, Shape, tuple[int, int, int]]:
+    """Packed weights, sizes and history strides of a tick of ``rows`` rows."""
+    w1, b1, t1, w2, b2, t2 = (*weights, None, None, None)[:6]
+    assert w1 is not None and b1 is not None and t1 is not None
+    return pack(w1, b1, t1, w2, b2, t2), shape_of(rows, w1, w2), (neurons, 1, rows * neurons)
+
+
 def unpack(
     packed: Tensor, grad: Tensor, w1: Tensor, t1: Tensor, w2: Tensor | None, t2: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
