@@ -7,7 +7,8 @@ import torch
 from foreign_models import ThoughtMachine, example
 from foreign_variants import QuestionMachine, RecurrentMachine, SortingMachine
 
-from ctm_fast.testing import cotangents
+import ctm_fast
+from ctm_fast.testing import cotangents, relative_error
 
 DENSE = {"neuron_select_type": "first-last"}
 SEMI_DENSE = {"neuron_select_type": "random"}
@@ -107,3 +108,39 @@ def _vanishes(key):
 def copies(model, count):
     """Independent copies."""
     return [copy.deepcopy(model) for _ in range(count)]
+
+
+def pair(name, **changes):
+    """(original, accelerated, inputs)."""
+    model, inputs = build(name, **changes)
+    original, fast = copies(model, 2)
+    return original, ctm_fast.accelerate(fast), inputs
+
+
+def assert_close(found, truth, tolerance=1e-4):
+    """Every tensor of nested values, or of dictionaries, within a relative error."""
+    if not isinstance(truth, dict):
+        found, truth = tensors(found), tensors(truth)
+    assert found.keys() == truth.keys()
+    errors = {key: relative_error(found[key], truth[key]) for key in truth if not _vanishes(key)}
+    assert {key: error for key, error in errors.items() if not error <= tolerance} == {}
+
+
+def agree(original, fast, inputs, tolerance=1e-11):
+    """Outputs and gradients in float64 (single precision where a model gives it); returns the second ones."""
+    truth, found = evaluate(original, inputs, torch.float64), evaluate(fast, inputs, torch.float64)
+    single = {key for key, y in truth.items() if y.dtype == torch.float32}
+    assert [y.dtype for y in found.values()] == [y.dtype for y in truth.values()]
+    for keys, limit in ((single, max(tolerance, 1e-6)), (truth.keys() - single, tolerance)):
+        assert_close({key: found[key] for key in keys}, {key: truth[key] for key in keys}, limit)
+    return found
+
+
+def loss_of(found):
+    """A scalar of every output."""
+    return sum(y.double().square().sum() for y in tensors(found).values())
+
+
+def gradients(model):
+    """Gradients that a backward pass left, by name."""
+    return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}

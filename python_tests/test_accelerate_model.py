@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from foreign_cases import CASES, VARIANTS, build, copies, evaluate, inputs_for, tensors
+from foreign_cases import CASES, VARIANTS, assert_close, build, copies, evaluate, inputs_for, tensors
 from foreign_models import ThoughtMachine, example
 from foreign_variants import RecurrentMachine
 from torch import nn
@@ -17,7 +17,6 @@ from torch import nn
 import ctm_fast
 from ctm_fast.loop import run
 from ctm_fast.models import Agent, ContinuousThoughtMachineSORT
-from ctm_fast.testing import relative_error
 
 
 @pytest.fixture
@@ -27,14 +26,6 @@ def native_calls(monkeypatch):
     apply = run.TickLoopFunction.apply
     monkeypatch.setattr(run.TickLoopFunction, "apply", lambda *args: calls.append(1) or apply(*args))
     return calls
-
-
-def assert_close(found, truth, tolerance=1e-4):
-    if not isinstance(truth, dict):
-        found, truth = tensors(found), tensors(truth)
-    assert found.keys() == truth.keys()
-    errors = {key: relative_error(found[key], truth[key]) for key in truth}
-    assert {key: error for key, error in errors.items() if not error <= tolerance} == {}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "base-layernorm"])

@@ -1,0 +1,131 @@
+"""Hooks fire as before, and models that compute something else keep their own forward."""
+
+import pytest
+import torch
+from foreign_cases import agree, build, copies, evaluate, tensors
+from foreign_models import ThoughtMachine, example
+
+import ctm_fast
+
+HOOKED = [
+    "synapses",
+    "synapses.1",
+    "trace_processor",
+    "trace_processor.0.0",
+    "q_proj",
+    "attention",
+    "output_projector.0",
+]
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre", "backward"])
+@pytest.mark.parametrize("path", HOOKED)
+def test_hooks_fire_every_tick(path, kind, caplog):
+    model, inputs = build("base")
+    counts = []
+    original, fast = copies(model, 2)
+    for each in (original, ctm_fast.accelerate(fast)):
+        calls = []
+        part = each.get_submodule(path)
+        if kind == "forward":
+            part.register_forward_hook(lambda module, args, out, calls=calls: calls.append(1))
+        elif kind == "pre":
+            part.register_forward_pre_hook(lambda module, args, calls=calls: calls.append(1))
+        else:
+            part.register_full_backward_hook(lambda module, grad_in, grad_out, calls=calls: calls.append(1))
+        evaluate(each, inputs)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] >= model.iterations
+    assert caplog.messages == []
+
+
+def test_hook_that_changes_the_output(caplog):
+    model, inputs = build("base")
+    original, fast = copies(model, 2)
+    for each in (original, fast):
+        each.synapses.register_forward_hook(lambda module, args, out: 0.5 * out)
+    agree(original, ctm_fast.accelerate(fast), inputs)
+    assert caplog.messages == []
+
+
+class Impatient(ThoughtMachine):
+    """Computes something else in its forward."""
+
+    def forward(self, x, track=False):
+        predictions, *rest = super().forward(x, track)
+        return 0.5 * predictions, *rest
+
+
+def test_other_forward_keeps_itself_and_says_so_once(caplog):
+    model, inputs = build("base")
+    model.__class__ = Impatient
+    original, fast = copies(model, 2)
+    ctm_fast.accelerate(fast)
+    agree(original, fast, inputs, 0.0)
+    agree(original, fast, inputs, 0.0)
+    assert len(caplog.messages) == 1
+    assert "Impatient keeps its own forward" in caplog.messages[0]
+
+
+class Fork(ThoughtMachine):
+    """Gives its features together with something else, and knows a further argument."""
+
+    def compute_features(self, x):
+        return super().compute_features(x), x.mean()
+
+    def attend(self, synchronisation, kv):
+        return super().attend(synchronisation, kv[0])
+
+    def forward(self, x, track=False, *, scale=1.0, **others):
+        predictions, *rest = super().forward(x, track)
+        return scale * predictions, *rest
+
+
+def test_fork_that_the_fast_forward_cannot_read_goes_on(caplog):
+    model, inputs = build("base")
+    model.__class__ = Fork
+    original, fast = copies(model, 2)
+    ctm_fast.accelerate(fast)
+    agree(original, fast, inputs, 0.0)
+    agree(original, fast, inputs, 0.0)
+    assert len(caplog.messages) == 1
+    assert (
+        "Fork keeps its own forward, the fast one of the base CTM raised AttributeError" in caplog.messages[0]
+    )
+
+
+class Scaled(ThoughtMachine):
+    """Knows further arguments."""
+
+    def forward(self, x, track=False, *, scale=1.0, **others):
+        predictions, *rest = super().forward(x, track)
+        return scale * predictions, *rest
+
+
+def test_further_arguments_run_the_original(caplog, monkeypatch):
+    model, inputs = build("base")
+    model.__class__ = Scaled
+    ctm_fast.accelerate(model)
+    plain = model(*inputs)[0]
+    torch.testing.assert_close(model(*inputs, scale=2.0)[0], 2 * plain)
+    torch.testing.assert_close(model(*inputs, anything=1)[0], plain)
+    monkeypatch.delattr(ThoughtMachine, "think")
+    torch.testing.assert_close(model(*inputs)[0], plain)
+    assert caplog.messages == []
+
+
+def test_first_call_leaves_no_trace():
+    model, inputs = build("base", dropout=0.2)
+    ctm_fast.accelerate(model)
+    torch.manual_seed(3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        first = tensors(model(*inputs))
+        torch.manual_seed(3)
+        second = tensors(model(*inputs))
+    assert model.training and model.iterations == 6 and model.attention.training
+    assert {
+        key: torch.equal(value, before[key]) for key, value in model.state_dict().items()
+    } == dict.fromkeys(before, True)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert model.kv_features.shape[0] == example().shape[0]
