@@ -2,8 +2,8 @@
 //
 //   w = softmax_l(sum_j q[j] k[j][l]),   o[j] = sum_l w[l] v[j][l]      for every (batch, head)
 //
-// keys, values (B, heads, width, L), tokens innermost: every product runs over whole vectors of tokens and the
-// softmax needs no transpose. q, o (B, heads * width) with a row stride; q carries the 1 / sqrt(width).
+// keys, values (B, heads, width, L), tokens innermost: every product runs over whole vectors of tokens and
+// the softmax needs no transpose. q, o (B, heads * width) with a row stride; q carries the 1 / sqrt(width).
 // Dropout acts on w after the softmax, as in multi-head attention; its row is first_row + batch index.
 #pragma once
 
@@ -24,14 +24,14 @@ struct AttendDropout {
 template <class T>
 struct AttendTable {
   // weights (B, heads, L): the softmax, after dropout.
-  void (*forward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys, const T* values,
-                  T* weights, T* o, int64_t o_row, int threads);
-  // Recomputes weights (B, heads, L, before dropout) and dropped (after it; null if p = 0); scores (B, heads, L) is the
-  // gradient of the scores.
-  // The gradients of keys and values follow from them for all ticks at once.
-  void (*backward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys, const T* values,
-                   const T* grad, int64_t grad_row, T* dropped, T* weights, T* scores, T* dq, int64_t dq_row,
-                   int threads);
+  void (*forward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys,
+                  const T* values, T* weights, T* o, int64_t o_row, int threads);
+  // Recomputes weights (B, heads, L, before dropout) and dropped (after it; null if p = 0); scores (B, heads,
+  // L) is the gradient of the scores. The gradients of keys and values follow from them for all ticks at
+  // once.
+  void (*backward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys,
+                   const T* values, const T* grad, int64_t grad_row, T* dropped, T* weights, T* scores, T* dq,
+                   int64_t dq_row, int threads);
 };
 
 struct AttendKernels {

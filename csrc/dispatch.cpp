@@ -3,16 +3,20 @@
 #include <atomic>
 #include <cstdlib>
 
-#define CTM_DECLARE(level)                      \
-  namespace ctm::level {                        \
-  extern const NlmKernels nlm_kernels;          \
-  extern const SyncKernels sync_kernels;        \
-  extern const AttendKernels attend_kernels;    \
-  extern const SynapseKernels synapse_kernels;  \
-  extern const LinearKernels linear_kernels;    \
+#define CTM_DECLARE(level)                     \
+  namespace ctm::level {                       \
+  extern const NlmKernels nlm_kernels;         \
+  extern const SyncKernels sync_kernels;       \
+  extern const AttendKernels attend_kernels;   \
+  extern const SynapseKernels synapse_kernels; \
+  extern const LinearKernels linear_kernels;   \
   }
-#define CTM_TABLE(level) \
-  {#level, &level::nlm_kernels, &level::sync_kernels, &level::attend_kernels, &level::synapse_kernels, \
+#define CTM_TABLE(level)    \
+  {#level,                  \
+   &level::nlm_kernels,     \
+   &level::sync_kernels,    \
+   &level::attend_kernels,  \
+   &level::synapse_kernels, \
    &level::linear_kernels}
 
 CTM_DECLARE(baseline)
@@ -32,8 +36,8 @@ std::vector<Kernels> available() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(CTM_TABLE(avx2));
 #endif
 #ifdef CTM_HAS_avx512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     found.push_back(CTM_TABLE(avx512));
 #endif
   return found;

@@ -7,8 +7,8 @@
 #include "attend.h"
 #include "linear.h"
 #include "nlm.h"
-#include "sync.h"
 #include "synapse.h"
+#include "sync.h"
 
 namespace ctm {
 

@@ -68,8 +68,8 @@ void pack(int64_t outputs, int64_t inputs, const T* w, int64_t w_out, int64_t w_
 
 // R rows of one panel: y = init + x w over inputs [0, inputs), in slices of kDepth.
 template <class T, int R>
-CTM_INLINE void tile(int64_t inputs, const T* x, int64_t x_row, const T* w, const T* init, int64_t init_row, T* y,
-                     int64_t y_row, int used) {
+CTM_INLINE void tile(int64_t inputs, const T* x, int64_t x_row, const T* w, const T* init, int64_t init_row,
+                     T* y, int64_t y_row, int used) {
   const int first = used < V<T> ? used : V<T>, second = used - first;
   Vec<T> total[R][2];
   CTM_UNROLL for (int r = 0; r < R; ++r) {
@@ -96,11 +96,11 @@ CTM_INLINE void tile(int64_t inputs, const T* x, int64_t x_row, const T* w, cons
 }
 
 template <class T, int R>
-CTM_INLINE void rows_of_panel(int64_t row, const LinearSizes& n, const T* x, int64_t x_row, const T* w, const T* init,
-                              int64_t init_row, T* y, int64_t y_row, int used) {
+CTM_INLINE void rows_of_panel(int64_t row, const LinearSizes& n, const T* x, int64_t x_row, const T* w,
+                              const T* init, int64_t init_row, T* y, int64_t y_row, int used) {
   for (; row + R <= n.rows; row += R)
-    tile<T, R>(n.inputs, x + row * x_row, x_row, w, init ? init + row * init_row : nullptr, init_row, y + row * y_row,
-               y_row, used);
+    tile<T, R>(n.inputs, x + row * x_row, x_row, w, init ? init + row * init_row : nullptr, init_row,
+               y + row * y_row, y_row, used);
   if constexpr (R > 1) rows_of_panel<T, R / 2>(row, n, x, x_row, w, init, init_row, y, y_row, used);
 }
 
@@ -111,8 +111,8 @@ void run(LinearSizes n, const T* x, int64_t x_row, const T* packed, const T* ini
   const int team = n.rows * n.outputs * n.inputs < 65536 ? 1 : threads;
   parallel_for(team, (n.outputs + P - 1) / P, [&](int64_t panel) {
     const int64_t at = panel * P, left = n.outputs - at;
-    rows_of_panel<T, CTM_ROWS>(0, n, x, x_row, packed + at * n.inputs, init ? init + at : nullptr, init_row, y + at,
-                               y_row, static_cast<int>(left < P ? left : P));
+    rows_of_panel<T, CTM_ROWS>(0, n, x, x_row, packed + at * n.inputs, init ? init + at : nullptr, init_row,
+                               y + at, y_row, static_cast<int>(left < P ? left : P));
   });
 }
 

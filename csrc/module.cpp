@@ -1,4 +1,5 @@
-// Python module _C: kernels over raw addresses. Every argument was checked by ctm_fast.ops before it comes here.
+// Python module _C: kernels over raw addresses. Every argument was checked by ctm_fast.ops before it comes
+// here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -25,17 +26,17 @@ T* at(Address address) {
 Storage storage(int code) { return static_cast<Storage>(code); }
 
 // Calls fn<float>() or fn<double>() for a Storage code.
-#define CTM_DISPATCH(code, table, ...)                                     \
-  [&] {                                                                    \
-    if (storage(code) == Storage::f64) {                                   \
-      using T = double;                                                    \
-      const auto& k = (table).f64;                                         \
-      __VA_ARGS__;                                                         \
-    } else {                                                               \
-      using T = float;                                                     \
-      const auto& k = (table).f32;                                         \
-      __VA_ARGS__;                                                         \
-    }                                                                      \
+#define CTM_DISPATCH(code, table, ...)   \
+  [&] {                                  \
+    if (storage(code) == Storage::f64) { \
+      using T = double;                  \
+      const auto& k = (table).f64;       \
+      __VA_ARGS__;                       \
+    } else {                             \
+      using T = float;                   \
+      const auto& k = (table).f32;       \
+      __VA_ARGS__;                       \
+    }                                    \
   }()
 
 using NlmShape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;  // rows, D, M, H, deep
@@ -56,34 +57,33 @@ void bind_nlm(py::module_& m) {
     const NlmKernels& k = *kernels().nlm;
     return k.packed_size(sizes(n), storage(type) == Storage::f64 ? k.lanes_f64 : k.lanes_f32);
   });
-  m.def("nlm_pack",
-        [](int type, const NlmShape& n, Address w1, Address b1, double t1, Address w2, Address b2, double t2,
-           Address packed, int threads) {
-          py::gil_scoped_release release;
-          kernels().nlm->pack(storage(type), sizes(n), at<void>(w1), at<void>(b1), t1, at<void>(w2), at<void>(b2), t2,
-                              at<void>(packed), threads);
-        });
+  m.def("nlm_pack", [](int type, const NlmShape& n, Address w1, Address b1, double t1, Address w2, Address b2,
+                       double t2, Address packed, int threads) {
+    py::gil_scoped_release release;
+    kernels().nlm->pack(storage(type), sizes(n), at<void>(w1), at<void>(b1), t1, at<void>(w2), at<void>(b2),
+                        t2, at<void>(packed), threads);
+  });
   m.def("nlm_unpack",
-        [](int type, const NlmShape& n, Address packed, Address grad, double t1, double t2, Address w1, Address b1,
-           Address t1_grad, Address w2, Address b2, Address t2_grad, int threads) {
+        [](int type, const NlmShape& n, Address packed, Address grad, double t1, double t2, Address w1,
+           Address b1, Address t1_grad, Address w2, Address b2, Address t2_grad, int threads) {
           py::gil_scoped_release release;
-          kernels().nlm->unpack(storage(type), sizes(n), at<void>(packed), at<void>(grad), t1, t2, at<void>(w1),
-                                at<void>(b1), at<void>(t1_grad), at<void>(w2), at<void>(b2), at<void>(t2_grad),
-                                threads);
+          kernels().nlm->unpack(storage(type), sizes(n), at<void>(packed), at<void>(grad), t1, t2,
+                                at<void>(w1), at<void>(b1), at<void>(t1_grad), at<void>(w2), at<void>(b2),
+                                at<void>(t2_grad), threads);
         });
-  m.def("nlm_forward", [](int type, const NlmShape& n, const Drop& drop, Address packed, Address x, const NlmStride& s,
-                          Address z, int64_t z_row, int threads) {
+  m.def("nlm_forward", [](int type, const NlmShape& n, const Drop& drop, Address packed, Address x,
+                          const NlmStride& s, Address z, int64_t z_row, int threads) {
     py::gil_scoped_release release;
     kernels().nlm->forward(storage(type), sizes(n), dropout<NlmDropout>(drop), at<void>(packed), at<void>(x),
                            strides(s), at<void>(z), z_row, threads);
   });
   m.def("nlm_backward", [](int type, const NlmShape& n, const Drop& drop, Address packed, Address x,
-                           const NlmStride& s, Address dz, int64_t dz_row, Address dx, const NlmStride& dx_strides,
-                           Address dpacked, int threads) {
+                           const NlmStride& s, Address dz, int64_t dz_row, Address dx,
+                           const NlmStride& dx_strides, Address dpacked, int threads) {
     py::gil_scoped_release release;
     kernels().nlm->backward(storage(type), sizes(n), dropout<NlmDropout>(drop), at<void>(packed), at<void>(x),
-                            strides(s), at<void>(dz), dz_row, at<void>(dx), strides(dx_strides), at<void>(dpacked),
-                            threads);
+                            strides(s), at<void>(dz), dz_row, at<void>(dx), strides(dx_strides),
+                            at<void>(dpacked), threads);
   });
 }
 
@@ -97,25 +97,26 @@ SyncStrides strides_of(const SyncStride& s) { return {std::get<0>(s), std::get<1
 
 void bind_sync(py::module_& m) {
   m.def("sync_roots", [](int type, const SyncShape& n, Address r, Address beta0, Address beta, Address root) {
-    CTM_DISPATCH(type, *kernels().sync, k.roots(sizes_of(n), at<T>(r), at<T>(beta0), at<T>(beta), at<T>(root)));
+    CTM_DISPATCH(type, *kernels().sync,
+                 k.roots(sizes_of(n), at<T>(r), at<T>(beta0), at<T>(beta), at<T>(root)));
   });
-  m.def("sync_forward", [](int type, const SyncShape& n, Address z, const SyncStride& zs, Address left, Address right,
-                           Address r, Address root, Address alpha, Address s, int threads) {
+  m.def("sync_forward", [](int type, const SyncShape& n, Address z, const SyncStride& zs, Address left,
+                           Address right, Address r, Address root, Address alpha, Address s, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().sync,
-                 k.forward(sizes_of(n), at<T>(z), strides_of(zs), at<int32_t>(left), at<int32_t>(right), at<T>(r),
-                           at<T>(root), at<T>(alpha), at<T>(s), threads));
+                 k.forward(sizes_of(n), at<T>(z), strides_of(zs), at<int32_t>(left), at<int32_t>(right),
+                           at<T>(r), at<T>(root), at<T>(alpha), at<T>(s), threads));
   });
-  m.def("sync_backward",
-        [](int type, const SyncShape& n, Address z, const SyncStride& zs, Address left, Address right, Address r,
-           Address root, Address alpha0, Address beta0, Address ds, Address galpha, Address dz, const SyncStride& dzs,
-           Address dr, Address dbeta, int threads) {
-          py::gil_scoped_release release;
-          CTM_DISPATCH(type, *kernels().sync,
-                       k.backward(sizes_of(n), at<T>(z), strides_of(zs), at<int32_t>(left), at<int32_t>(right),
-                                  at<T>(r), at<T>(root), at<T>(alpha0), at<T>(beta0), at<T>(ds), at<T>(galpha),
-                                  at<T>(dz), strides_of(dzs), at<T>(dr), at<T>(dbeta), threads));
-        });
+  m.def("sync_backward", [](int type, const SyncShape& n, Address z, const SyncStride& zs, Address left,
+                            Address right, Address r, Address root, Address alpha0, Address beta0, Address ds,
+                            Address galpha, Address dz, const SyncStride& dzs, Address dr, Address dbeta,
+                            int threads) {
+    py::gil_scoped_release release;
+    CTM_DISPATCH(type, *kernels().sync,
+                 k.backward(sizes_of(n), at<T>(z), strides_of(zs), at<int32_t>(left), at<int32_t>(right),
+                            at<T>(r), at<T>(root), at<T>(alpha0), at<T>(beta0), at<T>(ds), at<T>(galpha),
+                            at<T>(dz), strides_of(dzs), at<T>(dr), at<T>(dbeta), threads));
+  });
 }
 
 using AttendShape = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // B, heads, width, L
@@ -125,21 +126,22 @@ AttendSizes attend_sizes(const AttendShape& s) {
 }
 
 void bind_attend(py::module_& m) {
-  m.def("attend_forward", [](int type, const AttendShape& n, const Drop& drop, Address q, int64_t q_row, Address keys,
-                             Address values, Address weights, Address o, int64_t o_row, int threads) {
-    py::gil_scoped_release release;
-    CTM_DISPATCH(type, *kernels().attend,
-                 k.forward(attend_sizes(n), dropout<AttendDropout>(drop), at<T>(q), q_row, at<T>(keys), at<T>(values),
-                           at<T>(weights), at<T>(o), o_row, threads));
-  });
-  m.def("attend_backward", [](int type, const AttendShape& n, const Drop& drop, Address q, int64_t q_row, Address keys,
-                              Address values, Address grad, int64_t grad_row, Address dropped, Address weights,
-                              Address scores, Address dq, int64_t dq_row, int threads) {
+  m.def("attend_forward",
+        [](int type, const AttendShape& n, const Drop& drop, Address q, int64_t q_row, Address keys,
+           Address values, Address weights, Address o, int64_t o_row, int threads) {
+          py::gil_scoped_release release;
+          CTM_DISPATCH(type, *kernels().attend,
+                       k.forward(attend_sizes(n), dropout<AttendDropout>(drop), at<T>(q), q_row, at<T>(keys),
+                                 at<T>(values), at<T>(weights), at<T>(o), o_row, threads));
+        });
+  m.def("attend_backward", [](int type, const AttendShape& n, const Drop& drop, Address q, int64_t q_row,
+                              Address keys, Address values, Address grad, int64_t grad_row, Address dropped,
+                              Address weights, Address scores, Address dq, int64_t dq_row, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().attend,
                  k.backward(attend_sizes(n), dropout<AttendDropout>(drop), at<T>(q), q_row, at<T>(keys),
-                            at<T>(values), at<T>(grad), grad_row, at<T>(dropped), at<T>(weights), at<T>(scores),
-                            at<T>(dq), dq_row, threads));
+                            at<T>(values), at<T>(grad), grad_row, at<T>(dropped), at<T>(weights),
+                            at<T>(scores), at<T>(dq), dq_row, threads));
   });
 }
 
@@ -170,41 +172,43 @@ void bind_synapse(py::module_& m) {
     CTM_DISPATCH(type, *kernels().synapse,
                  k.silu_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(y), y_row, threads));
   });
-  m.def("skip_norm", [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address skip,
-                        int64_t skip_row, const NormArgs& outer, Address y, int64_t y_row, int threads) {
-    py::gil_scoped_release release;
-    CTM_DISPATCH(type, *kernels().synapse,
-                 k.skip_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row, norm_of<T>(outer),
-                             at<T>(y), y_row, threads));
-  });
-  m.def("glu_norm_backward",
-        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address dy, int64_t dy_row,
-           Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
+  m.def("skip_norm",
+        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address skip,
+           int64_t skip_row, const NormArgs& outer, Address y, int64_t y_row, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().synapse,
-                       k.glu_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy), dy_row, at<T>(dx),
-                                           dx_row, norm_grad_of<T>(grad), threads));
+                       k.skip_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
+                                   norm_of<T>(outer), at<T>(y), y_row, threads));
+        });
+  m.def("glu_norm_backward",
+        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address dy,
+           int64_t dy_row, Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
+          py::gil_scoped_release release;
+          CTM_DISPATCH(type, *kernels().synapse,
+                       k.glu_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy), dy_row,
+                                           at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
         });
   m.def("silu_norm_backward",
-        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address dy, int64_t dy_row,
-           Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
+        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address dy,
+           int64_t dy_row, Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().synapse,
                        k.silu_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy), dy_row,
                                             at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
         });
-  m.def("skip_norm_backward",
-        [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address skip, int64_t skip_row,
-           const NormArgs& outer, Address dy, int64_t dy_row, Address dx, int64_t dx_row, Address dskip,
-           int64_t dskip_row, const NormGradArgs& grad, const NormGradArgs& outer_grad, int threads) {
-          py::gil_scoped_release release;
-          CTM_DISPATCH(type, *kernels().synapse,
-                       k.skip_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
-                                            norm_of<T>(outer), at<T>(dy), dy_row, at<T>(dx), dx_row, at<T>(dskip),
-                                            dskip_row, norm_grad_of<T>(grad), norm_grad_of<T>(outer_grad), threads));
-        });
-  m.def("dropout", [](int type, const RowArgs& n, const Drop& drop, Address x, int64_t x_row, Address y, int64_t y_row,
-                      int threads) {
+  m.def("skip_norm_backward", [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm,
+                                 Address skip, int64_t skip_row, const NormArgs& outer, Address dy,
+                                 int64_t dy_row, Address dx, int64_t dx_row, Address dskip, int64_t dskip_row,
+                                 const NormGradArgs& grad, const NormGradArgs& outer_grad, int threads) {
+    py::gil_scoped_release release;
+    CTM_DISPATCH(
+        type, *kernels().synapse,
+        k.skip_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
+                             norm_of<T>(outer), at<T>(dy), dy_row, at<T>(dx), dx_row, at<T>(dskip), dskip_row,
+                             norm_grad_of<T>(grad), norm_grad_of<T>(outer_grad), threads));
+  });
+  m.def("dropout", [](int type, const RowArgs& n, const Drop& drop, Address x, int64_t x_row, Address y,
+                      int64_t y_row, int threads) {
     py::gil_scoped_release release;
     const auto [p, seed, first_row] = drop;
     CTM_DISPATCH(type, *kernels().synapse,
@@ -220,18 +224,20 @@ void bind_linear(py::module_& m) {
   m.def("linear_pack", [](int type, int64_t outputs, int64_t inputs, Address w, int64_t w_out, int64_t w_in,
                           Address packed, int threads) {
     py::gil_scoped_release release;
-    CTM_DISPATCH(type, *kernels().linear, k.pack(outputs, inputs, at<T>(w), w_out, w_in, at<T>(packed), threads));
+    CTM_DISPATCH(type, *kernels().linear,
+                 k.pack(outputs, inputs, at<T>(w), w_out, w_in, at<T>(packed), threads));
   });
   m.def("linear", [](int type, int64_t rows, int64_t outputs, int64_t inputs, Address x, int64_t x_row,
                      Address packed, Address init, int64_t init_row, Address y, int64_t y_row, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().linear,
-                 k.run({rows, outputs, inputs}, at<T>(x), x_row, at<T>(packed), at<T>(init), init_row, at<T>(y), y_row,
-                       threads));
+                 k.run({rows, outputs, inputs}, at<T>(x), x_row, at<T>(packed), at<T>(init), init_row,
+                       at<T>(y), y_row, threads));
   });
 }
 
-// Asks for huge pages under a large buffer that nothing has touched yet: fewer faults and address translations.
+// Asks for huge pages under a large buffer that nothing has touched yet: fewer faults and address
+// translations.
 void advise_huge(Address address, size_t bytes) {
 #ifdef __linux__
   constexpr Address kPage = 4096;
@@ -243,11 +249,14 @@ void advise_huge(Address address, size_t bytes) {
 }
 
 std::map<std::string, std::string> build_info() {
-  return {{"version", CTM_VERSION}, {"compiler", __VERSION__}, {"cplusplus", std::to_string(__cplusplus)},
+  return {
+      {"version", CTM_VERSION},
+      {"compiler", __VERSION__},
+      {"cplusplus", std::to_string(__cplusplus)},
 #ifdef _OPENMP
-          {"openmp", std::to_string(_OPENMP)},
+      {"openmp", std::to_string(_OPENMP)},
 #else
-          {"openmp", "none"},
+      {"openmp", "none"},
 #endif
   };
 }
@@ -262,7 +271,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return std::string(ctm::kernels().level); });
   m.def("simd_levels", ctm::levels);
   m.def("set_simd_level", [](const std::string& name) {
-    if (!ctm::set_level(name)) throw py::value_error("set_simd_level: level must be one of simd_levels(), got " + name);
+    if (!ctm::set_level(name))
+      throw py::value_error("set_simd_level: level must be one of simd_levels(), got " + name);
   });
   ctm::bind_nlm(m);
   ctm::bind_sync(m);

@@ -3,9 +3,9 @@
 //   deep:    u = x w1 + b1 (2H),  h = u[:H] * sigmoid(u[H:]),  o = h w2 + b2 (2),  z = o[0] * sigmoid(o[1])
 //   linear:  u = x w1 + b1 (2),   z = u[0] * sigmoid(u[1])                          (H = 1, no w2)
 //
-// A "row" is one (tick, batch) pair. x[row][neuron][m] lies at x + row * s.row + neuron * s.neuron + m * s.memory,
-// so a (B, D, M) tensor, a window of a (T + M, B, D) history and all T windows of it at once are the same call.
-// One vector lane is one neuron. Weights are packed in blocks of `lanes` neurons:
+// A "row" is one (tick, batch) pair. x[row][neuron][m] lies at x + row * s.row + neuron * s.neuron + m *
+// s.memory, so a (B, D, M) tensor, a window of a (T + M, B, D) history and all T windows of it at once are
+// the same call. One vector lane is one neuron. Weights are packed in blocks of `lanes` neurons:
 //   [H][M + 1][a | g][lanes]  (row M is the bias), then for deep models [H + 1][a | g][lanes].
 #pragma once
 
@@ -34,12 +34,13 @@ struct NlmKernels {
   int lanes_f32, lanes_f64;
   // Number of elements of a packed buffer.
   int64_t (*packed_size)(const NlmSizes&, int lanes);
-  // w1 (M, 2H, D), b1 (D, 2H), w2 (H, 2, D), b2 (D, 2), all contiguous; t1, t2 scalars that divide. Writes packed.
-  void (*pack)(Storage, const NlmSizes&, const void* w1, const void* b1, double t1, const void* w2, const void* b2,
-               double t2, void* packed, int threads);
+  // w1 (M, 2H, D), b1 (D, 2H), w2 (H, 2, D), b2 (D, 2), all contiguous; t1, t2 scalars that divide. Writes
+  // packed.
+  void (*pack)(Storage, const NlmSizes&, const void* w1, const void* b1, double t1, const void* w2,
+               const void* b2, double t2, void* packed, int threads);
   // The transpose of pack: gradients of the packed buffer to gradients of w1, b1, t1 (1), w2, b2, t2 (1).
-  void (*unpack)(Storage, const NlmSizes&, const void* packed, const void* grad, double t1, double t2, void* w1,
-                 void* b1, void* t1_grad, void* w2, void* b2, void* t2_grad, int threads);
+  void (*unpack)(Storage, const NlmSizes&, const void* packed, const void* grad, double t1, double t2,
+                 void* w1, void* b1, void* t1_grad, void* w2, void* b2, void* t2_grad, int threads);
   // Writes z (rows, D) with row stride z_row. Storage of x; compute and packed are f32 unless x is f64.
   // bf16 writes z as bf16.
   void (*forward)(Storage, const NlmSizes&, const NlmDropout&, const void* packed, const void* x, NlmStrides,
@@ -47,7 +48,8 @@ struct NlmKernels {
   // dz (rows, D) in compute precision. dx (may be null) is added to at dx_strides in compute precision;
   // dpacked (may be null) is added to.
   void (*backward)(Storage, const NlmSizes&, const NlmDropout&, const void* packed, const void* x, NlmStrides,
-                   const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked, int threads);
+                   const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked,
+                   int threads);
 };
 
 }  // namespace ctm

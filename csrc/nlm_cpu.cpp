@@ -49,7 +49,8 @@ struct Masks {
   }
 };
 
-// Distance at which weights are prefetched: the gates between two hidden units stall the hardware's own stream.
+// Distance at which weights are prefetched: the gates between two hidden units stall the hardware's own
+// stream.
 template <class T>
 constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));
 
@@ -67,8 +68,15 @@ struct Tile {
 
   static constexpr int V = lanes<T>;
 
-  CTM_INLINE Tile(const NlmSizes& n_, const Masks<T>& masks_, const T* w_, Block block_, int64_t row_, T* scratch)
-      : n(n_), masks(masks_), w(w_), block(block_), row(row_), input(scratch), hidden(scratch + n_.memory * R * V) {
+  CTM_INLINE Tile(const NlmSizes& n_, const Masks<T>& masks_, const T* w_, Block block_, int64_t row_,
+                  T* scratch)
+      : n(n_),
+        masks(masks_),
+        w(w_),
+        block(block_),
+        row(row_),
+        input(scratch),
+        hidden(scratch + n_.memory * R * V) {
     for (int r = 0; r < R; ++r) keys[r] = masks.on() ? masks.key(row + r) : 0;
   }
 
@@ -122,7 +130,8 @@ struct Tile {
       if (l < block.width) narrow(value[l], to + l);
   }
 
-  // Both layers up to o. With KEEP, leaves a and sigmoid(g) of every hidden unit in `hidden` for the backward.
+  // Both layers up to o. With KEEP, leaves a and sigmoid(g) of every hidden unit in `hidden` for the
+  // backward.
   template <bool KEEP>
   CTM_INLINE void layers(Vec<T> (&oa)[R], Vec<T> (&og)[R]) const {
     if (!n.deep) return layer1(0, oa, og);
@@ -269,10 +278,9 @@ struct Tile {
 
 // Calls run(Tile) for tiles of R, R/2, ..., 1 rows until rows [row, end) are done.
 template <class T, class X, int R, class Run>
-CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block, T* scratch,
-                              int64_t row, int64_t end, const Run& run) {
-  for (; row + R <= end; row += R)
-    run(Tile<T, X, R>(n, masks, w, block, row, scratch));
+CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block,
+                              T* scratch, int64_t row, int64_t end, const Run& run) {
+  for (; row + R <= end; row += R) run(Tile<T, X, R>(n, masks, w, block, row, scratch));
   if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
 }
 
@@ -289,8 +297,8 @@ void for_each_block(const NlmSizes& n, int64_t extra, int threads, const Run& ru
 }
 
 template <class T, class X>
-void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s, X* z,
-                   int64_t z_row, int threads) {
+void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x,
+                   const NlmStrides& s, X* z, int64_t z_row, int threads) {
   const Masks<T> masks(n, drop);
   for_each_block<T>(n, 0, threads, [&](int64_t index, T* scratch, T*) {
     const T* w = packed + index * block_elements<T>(n);
@@ -299,13 +307,14 @@ void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, c
   });
 }
 
-// The weight gradients of this many rows are summed apart before they join the rest: the rounding error of one sum
-// over the rows of all ticks would be several times that of a matrix product.
+// The weight gradients of this many rows are summed apart before they join the rest: the rounding error of
+// one sum over the rows of all ticks would be several times that of a matrix product.
 constexpr int64_t kChunkRows = 128;
 
 template <class T, class X>
-void backward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x, const NlmStrides& s,
-                    const T* dz, int64_t dz_row, T* dx, const NlmStrides& dx_strides, T* dpacked, int threads) {
+void backward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x,
+                    const NlmStrides& s, const T* dz, int64_t dz_row, T* dx, const NlmStrides& dx_strides,
+                    T* dpacked, int threads) {
   const Masks<T> masks(n, drop);
   const int64_t size = block_elements<T>(n);
   const bool apart = dpacked && n.rows > kChunkRows;
@@ -334,18 +343,18 @@ T* as(void* p) {
   return static_cast<T*>(p);
 }
 
-void pack(Storage type, const NlmSizes& n, const void* w1, const void* b1, double t1, const void* w2, const void* b2,
-          double t2, void* packed, int threads) {
+void pack(Storage type, const NlmSizes& n, const void* w1, const void* b1, double t1, const void* w2,
+          const void* b2, double t2, void* packed, int threads) {
   if (type == Storage::f64)
-    pack_typed<double>(n, as<double>(w1), as<double>(b1), t1, as<double>(w2), as<double>(b2), t2, as<double>(packed),
-                       threads);
+    pack_typed<double>(n, as<double>(w1), as<double>(b1), t1, as<double>(w2), as<double>(b2), t2,
+                       as<double>(packed), threads);
   else
     pack_typed<float>(n, as<float>(w1), as<float>(b1), static_cast<float>(t1), as<float>(w2), as<float>(b2),
                       static_cast<float>(t2), as<float>(packed), threads);
 }
 
-void unpack(Storage type, const NlmSizes& n, const void* packed, const void* grad, double t1, double t2, void* w1,
-            void* b1, void* t1_grad, void* w2, void* b2, void* t2_grad, int threads) {
+void unpack(Storage type, const NlmSizes& n, const void* packed, const void* grad, double t1, double t2,
+            void* w1, void* b1, void* t1_grad, void* w2, void* b2, void* t2_grad, int threads) {
   if (type == Storage::f64)
     unpack_typed<double>(n, as<double>(packed), as<double>(grad), t1, t2, as<double>(w1), as<double>(b1),
                          as<double>(t1_grad), as<double>(w2), as<double>(b2), as<double>(t2_grad), threads);
@@ -355,8 +364,8 @@ void unpack(Storage type, const NlmSizes& n, const void* packed, const void* gra
                         as<float>(t2_grad), threads);
 }
 
-void forward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x, NlmStrides s,
-             void* z, int64_t z_row, int threads) {
+void forward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x,
+             NlmStrides s, void* z, int64_t z_row, int threads) {
   if (type == Storage::f64)
     forward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(z), z_row, threads);
   else if (type == Storage::f32)
@@ -365,21 +374,23 @@ void forward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void
     forward_typed(n, drop, as<float>(packed), as<BFloat16>(x), s, as<BFloat16>(z), z_row, threads);
 }
 
-void backward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x, NlmStrides s,
-              const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked, int threads) {
+void backward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x,
+              NlmStrides s, const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked,
+              int threads) {
   if (type == Storage::f64)
-    backward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(dz), dz_row, as<double>(dx), dx_strides,
-                   as<double>(dpacked), threads);
+    backward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(dz), dz_row, as<double>(dx),
+                   dx_strides, as<double>(dpacked), threads);
   else if (type == Storage::f32)
-    backward_typed(n, drop, as<float>(packed), as<float>(x), s, as<float>(dz), dz_row, as<float>(dx), dx_strides,
-                   as<float>(dpacked), threads);
+    backward_typed(n, drop, as<float>(packed), as<float>(x), s, as<float>(dz), dz_row, as<float>(dx),
+                   dx_strides, as<float>(dpacked), threads);
   else
-    backward_typed(n, drop, as<float>(packed), as<BFloat16>(x), s, as<float>(dz), dz_row, as<float>(dx), dx_strides,
-                   as<float>(dpacked), threads);
+    backward_typed(n, drop, as<float>(packed), as<BFloat16>(x), s, as<float>(dz), dz_row, as<float>(dx),
+                   dx_strides, as<float>(dpacked), threads);
 }
 
 }  // namespace
 
-extern const NlmKernels nlm_kernels = {lanes<float>, lanes<double>, packed_size, pack, unpack, forward, backward};
+extern const NlmKernels nlm_kernels = {lanes<float>, lanes<double>, packed_size, pack,
+                                       unpack,       forward,       backward};
 
 }  // namespace ctm::CTM_LEVEL

@@ -45,7 +45,8 @@ int64_t packed_size(const NlmSizes& n, int width) {
 // Calls weight(packed offset, layer, offset in w1 or w2) for every vector of weights of a block, and
 // bias(packed offset, layer, offset in b1 or b2, distance of two lanes there) for every vector of biases.
 template <class T, class Weight, class Bias>
-CTM_INLINE void for_each_vector(const NlmSizes& n, const Block& block, const Weight& weight, const Bias& bias) {
+CTM_INLINE void for_each_vector(const NlmSizes& n, const Block& block, const Weight& weight,
+                                const Bias& bias) {
   constexpr int V = lanes<T>;
   const int64_t H = n.hidden, M = n.memory, D = n.neurons, second = layer1_vectors(n) * V;
   for (int64_t h = 0; h < H; ++h)
@@ -81,7 +82,8 @@ void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, 
           for (int64_t i = begin; i < end; ++i)
             for (int l = 0; l < lanes<T>; ++l) {
               const bool used = l < block_at<T>(n, i).width;
-              packed[i * size + at + l] = used ? b[layer][from + ((i - begin) * lanes<T> + l) * step] * scale[layer] : T(0);
+              packed[i * size + at + l] =
+                  used ? b[layer][from + ((i - begin) * lanes<T> + l) * step] * scale[layer] : T(0);
             }
         });
   });
@@ -101,8 +103,8 @@ struct Sum {  // Neumaier's: the gradient of t cancels over all weights of all n
 
 // The packed weight is w / t, so dw = dpacked / t and dt = -sum(dpacked * packed) / t.
 template <class T>
-void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad, T* w2,
-                  T* b2, T* t2_grad, int threads) {
+void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2, T* w1, T* b1, T* t1_grad,
+                  T* w2, T* b2, T* t2_grad, int threads) {
   const int64_t blocks = block_count<T>(n);
   T *w[2] = {w1, w2}, *b[2] = {b1, b2};
   const T t[2] = {t1, t2};

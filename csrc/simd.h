@@ -86,8 +86,8 @@ CTM_INLINE T sum_lanes(Vec<T> v) {
   constexpr int parts = CTM_VECTOR_BYTES / 16, width = 16 / static_cast<int>(sizeof(T));
   Part part[parts];
   std::memcpy(part, &v, sizeof v);
-  CTM_UNROLL for (int n = parts / 2; n > 0; n /= 2)
-    CTM_UNROLL for (int i = 0; i < n; ++i) part[i] += part[i + n];
+  CTM_UNROLL for (int n = parts / 2; n > 0; n /= 2) CTM_UNROLL for (int i = 0; i < n; ++i) part[i] +=
+      part[i + n];
   if constexpr (width == 2) {
     return part[0][0] + part[0][1];
   } else {
@@ -119,8 +119,7 @@ CTM_INLINE void exchange(Vec<T>& a, Vec<T>& b) {
 // Transposes `lanes` rows of `lanes` elements in place.
 template <class T, int S = 1>
 CTM_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-  CTM_UNROLL for (int i = 0; i < lanes<T>; ++i)
-    if (!(i & S)) exchange<T, S>(rows[i], rows[i + S]);
+  CTM_UNROLL for (int i = 0; i < lanes<T>; ++i) if (!(i & S)) exchange<T, S>(rows[i], rows[i + S]);
   if constexpr (2 * S < lanes<T>) transpose<T, 2 * S>(rows);
 }
 
@@ -193,7 +192,8 @@ struct Dropout {
   float scale;         // 1 / (1 - p)
   uint64_t seed;
 
-  Dropout(double p, uint64_t seed_) : scale(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f), seed(seed_) {
+  Dropout(double p, uint64_t seed_)
+      : scale(p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f), seed(seed_) {
     const double limit = p * 4294967296.0;
     threshold = limit >= 4294967295.0 ? 4294967295u : static_cast<uint32_t>(limit + 0.5);
   }

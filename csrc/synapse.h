@@ -4,8 +4,9 @@
 //   silu_norm:  y = SiLU(LN(x))                       x (rows, width)
 //   skip_norm:  y = LN'(SiLU(LN(x)) + skip)           x, skip (rows, width)
 //
-// Backward recomputes everything from x (and skip), so nothing but x is kept. Gradients of the norms' weight and
-// bias go to a fixed number of row groups, (groups, width) each, and are added to: no result depends on the threads.
+// Backward recomputes everything from x (and skip), so nothing but x is kept. Gradients of the norms' weight
+// and bias go to a fixed number of row groups, (groups, width) each, and are added to: no result depends on
+// the threads.
 #pragma once
 
 #include <cstdint>
@@ -40,14 +41,14 @@ struct SynapseTable {
   // dx may be dy.
   void (*silu_norm_backward)(Rows, const T* x, int64_t x_row, Norm<T>, const T* dy, int64_t dy_row, T* dx,
                              int64_t dx_row, NormGrad<T>, int threads);
-  void (*skip_norm)(Rows, const T* x, int64_t x_row, Norm<T>, const T* skip, int64_t skip_row, Norm<T> outer, T* y,
-                    int64_t y_row, int threads);
-  void (*skip_norm_backward)(Rows, const T* x, int64_t x_row, Norm<T>, const T* skip, int64_t skip_row, Norm<T> outer,
-                             const T* dy, int64_t dy_row, T* dx, int64_t dx_row, T* dskip, int64_t dskip_row,
-                             NormGrad<T>, NormGrad<T> outer_grad, int threads);
+  void (*skip_norm)(Rows, const T* x, int64_t x_row, Norm<T>, const T* skip, int64_t skip_row, Norm<T> outer,
+                    T* y, int64_t y_row, int threads);
+  void (*skip_norm_backward)(Rows, const T* x, int64_t x_row, Norm<T>, const T* skip, int64_t skip_row,
+                             Norm<T> outer, const T* dy, int64_t dy_row, T* dx, int64_t dx_row, T* dskip,
+                             int64_t dskip_row, NormGrad<T>, NormGrad<T> outer_grad, int threads);
   // y = x * mask / (1 - p); row r of the call is row first_row + r of the mask.
-  void (*dropout)(Rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y, int64_t y_row,
-                  int threads);
+  void (*dropout)(Rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y,
+                  int64_t y_row, int threads);
 };
 
 struct SynapseKernels {

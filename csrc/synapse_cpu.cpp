@@ -68,7 +68,8 @@ void silu_norm_row(int64_t width, const T* x, const Norm<T>& norm, T* y) {
 
 // dx of LN at x for the gradient dy (dx may be dy); adds to the group's weight and bias gradients.
 template <class T>
-void norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight, T* dbias) {
+void norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight,
+                       T* dbias) {
   const Stats<T> s = statistics(width, x, norm.eps);
   Vec<T> sum{}, along{};
   over_row<T>(width, [&](int64_t i, int n) {
@@ -79,7 +80,8 @@ void norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* 
     sum += g;
     along += g * hat;
   });
-  const T mean = sum_lanes<T>(sum) / static_cast<T>(width), slope = sum_lanes<T>(along) / static_cast<T>(width);
+  const T mean = sum_lanes<T>(sum) / static_cast<T>(width),
+          slope = sum_lanes<T>(along) / static_cast<T>(width);
   over_row<T>(width, [&](int64_t i, int n) {
     const Vec<T> hat = (load_part(x + i, n) - s.mean) * s.rstd;
     const Vec<T> g = load_part(dy + i, n) * load_part(norm.weight + i, n);
@@ -89,7 +91,8 @@ void norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* 
 
 // Gradient of the normalised value under SiLU, then of LN.
 template <class T>
-void silu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight, T* dbias) {
+void silu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight,
+                            T* dbias) {
   const Stats<T> s = statistics(width, x, norm.eps);
   over_row<T>(width, [&](int64_t i, int n) {
     const Vec<T> value = normalise(x, i, n, s, norm), gate = sigmoid(value);
@@ -99,12 +102,13 @@ void silu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, cons
 }
 
 template <class T>
-void glu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight, T* dbias,
-                           T* scratch) {
+void glu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const T* dy, T* dx, T* dweight,
+                           T* dbias, T* scratch) {
   gated(width, x, scratch);
   norm_backward_row(width, scratch, norm, dy, scratch, dweight, dbias);
   over_row<T>(width, [&](int64_t i, int n) {
-    const Vec<T> a = load_part(x + i, n), gate = sigmoid(load_part(x + width + i, n)), g = load_part(scratch + i, n);
+    const Vec<T> a = load_part(x + i, n), gate = sigmoid(load_part(x + width + i, n)),
+                 g = load_part(scratch + i, n);
     store_part(dx + i, g * gate, n);
     store_part(dx + width + i, g * a * gate * (T(1) - gate), n);
   });
@@ -134,23 +138,24 @@ template <class T>
 void glu_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* dy, int64_t dy_row, T* dx,
                        int64_t dx_row, NormGrad<T> grad, int threads) {
   over_groups<T>(rows, 1, threads, [&](int64_t r, int64_t group, T* scratch) {
-    glu_norm_backward_row(rows.width, x + r * x_row, norm, dy + r * dy_row, dx + r * dx_row, grad.weight + group,
-                          grad.bias + group, scratch);
+    glu_norm_backward_row(rows.width, x + r * x_row, norm, dy + r * dy_row, dx + r * dx_row,
+                          grad.weight + group, grad.bias + group, scratch);
   });
 }
 
 template <class T>
 void silu_norm(Rows rows, const T* x, int64_t x_row, Norm<T> norm, T* y, int64_t y_row, int threads) {
-  over_groups<T>(rows, 0, threads,
-                 [&](int64_t r, int64_t, T*) { silu_norm_row(rows.width, x + r * x_row, norm, y + r * y_row); });
+  over_groups<T>(rows, 0, threads, [&](int64_t r, int64_t, T*) {
+    silu_norm_row(rows.width, x + r * x_row, norm, y + r * y_row);
+  });
 }
 
 template <class T>
-void silu_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* dy, int64_t dy_row, T* dx,
-                        int64_t dx_row, NormGrad<T> grad, int threads) {
+void silu_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* dy, int64_t dy_row,
+                        T* dx, int64_t dx_row, NormGrad<T> grad, int threads) {
   over_groups<T>(rows, 0, threads, [&](int64_t r, int64_t group, T*) {
-    silu_norm_backward_row(rows.width, x + r * x_row, norm, dy + r * dy_row, dx + r * dx_row, grad.weight + group,
-                           grad.bias + group);
+    silu_norm_backward_row(rows.width, x + r * x_row, norm, dy + r * dy_row, dx + r * dx_row,
+                           grad.weight + group, grad.bias + group);
   });
 }
 
@@ -158,12 +163,13 @@ void silu_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, cons
 template <class T>
 void skipped(int64_t width, const T* x, const Norm<T>& norm, const T* skip, T* v) {
   silu_norm_row(width, x, norm, v);
-  over_row<T>(width, [&](int64_t i, int n) { store_part(v + i, load_part(v + i, n) + load_part(skip + i, n), n); });
+  over_row<T>(width,
+              [&](int64_t i, int n) { store_part(v + i, load_part(v + i, n) + load_part(skip + i, n), n); });
 }
 
 template <class T>
-void skip_norm(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* skip, int64_t skip_row, Norm<T> outer,
-               T* y, int64_t y_row, int threads) {
+void skip_norm(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* skip, int64_t skip_row,
+               Norm<T> outer, T* y, int64_t y_row, int threads) {
   over_groups<T>(rows, 1, threads, [&](int64_t r, int64_t, T* scratch) {
     skipped(rows.width, x + r * x_row, norm, skip + r * skip_row, scratch);
     norm_row(rows.width, scratch, outer, y + r * y_row);
@@ -172,8 +178,8 @@ void skip_norm(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* skip
 
 template <class T>
 void skip_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, const T* skip, int64_t skip_row,
-                        Norm<T> outer, const T* dy, int64_t dy_row, T* dx, int64_t dx_row, T* dskip, int64_t dskip_row,
-                        NormGrad<T> grad, NormGrad<T> outer_grad, int threads) {
+                        Norm<T> outer, const T* dy, int64_t dy_row, T* dx, int64_t dx_row, T* dskip,
+                        int64_t dskip_row, NormGrad<T> grad, NormGrad<T> outer_grad, int threads) {
   over_groups<T>(rows, 1, threads, [&](int64_t r, int64_t group, T* scratch) {
     T* out = dskip + r * dskip_row;
     skipped(rows.width, x + r * x_row, norm, skip + r * skip_row, scratch);
@@ -185,8 +191,8 @@ void skip_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, cons
 }
 
 template <class T>
-void dropout(Rows rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y, int64_t y_row,
-             int threads) {
+void dropout(Rows rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y,
+             int64_t y_row, int threads) {
   const Dropout drop(p, seed);
   parallel_for(rows.count * rows.width < 8192 ? 1 : threads, rows.count, [&](int64_t r) {
     const uint32_t key = row_key(seed, static_cast<uint64_t>(first_row + r));

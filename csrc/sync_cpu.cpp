@@ -5,9 +5,9 @@
 #include "parallel.h"
 #include "simd.h"
 
-// Two layouts of the same recurrence. With few samples one row is worked through pair by pair. With more, a vector
-// lane is a sample: pair products need no gather and gradients no scatter, and only the rows of s and ds are
-// transposed, square by square. Only the neurons that occur in a pair are read.
+// Two layouts of the same recurrence. With few samples one row is worked through pair by pair. With more, a
+// vector lane is a sample: pair products need no gather and gradients no scatter, and only the rows of s and
+// ds are transposed, square by square. Only the neurons that occur in a pair are read.
 
 namespace ctm::CTM_LEVEL {
 namespace {
@@ -32,7 +32,8 @@ void roots(const SyncSizes& n, const T* r, const T* beta0, T* beta, T* inverse_r
 template <class T>
 struct Buffer {  // scratch of one call or one group, zeroed
   T* data;
-  explicit Buffer(int64_t count) : data(static_cast<T*>(std::calloc(static_cast<size_t>(count) + 1, sizeof(T)))) {}
+  explicit Buffer(int64_t count)
+      : data(static_cast<T*>(std::calloc(static_cast<size_t>(count) + 1, sizeof(T)))) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data); }
@@ -88,7 +89,8 @@ struct Pass {
   const T* root(int64_t t) const { return inverse_root + t * n.pairs; }
 };
 
-// ---- one sample at a time -------------------------------------------------------------------------------------
+// ---- one sample at a time
+// -------------------------------------------------------------------------------------
 
 // alpha = r alpha + z[left] z[right] over all pairs of one (tick, batch) row.
 template <class T>
@@ -142,7 +144,8 @@ void backward_sample(const Pass<T>& c, int64_t b, T* history, T* own_dr, T* sums
     for (int64_t p = 0; p < P; ++p) sums[p] += own_dr[p];
 }
 
-// ---- one sample a lane ----------------------------------------------------------------------------------------
+// ---- one sample a lane
+// ----------------------------------------------------------------------------------------
 
 template <class T>
 bool wide(const SyncSizes& n) {
@@ -157,12 +160,15 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
   int count;
 
   Group(const Pass<T>& pass, const Neurons& used, int64_t index)
-      : c(pass), neurons(used), first(index * V<T>),
+      : c(pass),
+        neurons(used),
+        first(index * V<T>),
         count(static_cast<int>(pass.n.batch - first < V<T> ? pass.n.batch - first : V<T>)) {}
 
   // Columns [at, at + width) of the group's rows as lanes: square[i] is column at + i. Null gives zeros.
   CTM_INLINE void read(const T* rows, int64_t stride, int64_t at, int width, Square<T>& square) const {
-    for (int b = 0; b < V<T>; ++b) square[b] = rows && b < count ? load_part(rows + b * stride + at, width) : Vec<T>{};
+    for (int b = 0; b < V<T>; ++b)
+      square[b] = rows && b < count ? load_part(rows + b * stride + at, width) : Vec<T>{};
     transpose<T>(square);
   }
   template <bool ADD>
@@ -206,7 +212,8 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     T* rows = c.dz + t * c.dzs.tick + first * c.dzs.row;
     if (neurons.whole) return write_all<true>(from, c.n.neurons, rows, c.dzs.row);
     for (int b = 0; b < count; ++b)
-      for (int64_t u = 0; u < neurons.count; ++u) rows[b * c.dzs.row + neurons.ids.data[u]] += from[u * V<T> + b];
+      for (int64_t u = 0; u < neurons.count; ++u)
+        rows[b * c.dzs.row + neurons.ids.data[u]] += from[u * V<T> + b];
   }
   CTM_INLINE Vec<T> product(T* z, int64_t p) const {
     return load(lane(z, neurons.left.data[p])) * load(lane(z, neurons.right.data[p]));
@@ -246,7 +253,8 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
   // sums as in backward_sample.
   void backward(T* sums) const {
     const int64_t P = c.n.pairs, U = neurons.count * V<T>;
-    Buffer<T> z(U), dz(U), g(P * V<T>), dr(sums ? P * V<T> : 0), history(sums ? (c.n.ticks + 1) * P * V<T> : 0);
+    Buffer<T> z(U), dz(U), g(P * V<T>), dr(sums ? P * V<T> : 0),
+        history(sums ? (c.n.ticks + 1) * P * V<T> : 0);
     if (sums) replay(z.data, history.data);
     read_all(c.galpha + first * P, P, P, g.data);
     for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
@@ -282,7 +290,8 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
   }
 };
 
-// ---- entry points ---------------------------------------------------------------------------------------------
+// ---- entry points
+// ---------------------------------------------------------------------------------------------
 
 template <class T>
 int64_t group_count(const SyncSizes& n) {
@@ -290,8 +299,8 @@ int64_t group_count(const SyncSizes& n) {
 }
 
 template <class T>
-void forward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right, const T* r,
-             const T* inverse_root, T* alpha, T* s, int threads) {
+void forward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right,
+             const T* r, const T* inverse_root, T* alpha, T* s, int threads) {
   const Pass<T> pass{n, z, zs, left, right, r, inverse_root, nullptr, nullptr, nullptr, nullptr, {0, 0}};
   const int team = n.batch * n.ticks * n.pairs < 16384 ? 1 : threads;
   if (wide<T>(n)) {
@@ -327,9 +336,9 @@ void root_gradient(const SyncSizes& n, const T* r, const T* inverse_root, const 
 }
 
 template <class T>
-void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right, const T* r,
-              const T* inverse_root, const T* alpha0, const T* beta0, const T* ds, T* galpha, T* dz, SyncStrides dzs,
-              T* dr, T* dbeta, int threads) {
+void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left, const int32_t* right,
+              const T* r, const T* inverse_root, const T* alpha0, const T* beta0, const T* ds, T* galpha,
+              T* dz, SyncStrides dzs, T* dr, T* dbeta, int threads) {
   const Pass<T> pass{n, z, zs, left, right, r, inverse_root, alpha0, ds, galpha, dz, dzs};
   const int64_t P = n.pairs, T_ = n.ticks;
   const bool lanes_are_samples = wide<T>(n);
@@ -346,7 +355,8 @@ void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* lef
     parallel_for(team, groups, [&](int64_t i) {
       Buffer<T> history(dr ? P * (T_ + 2) : 0);
       for (int64_t b = i * n.batch / groups; b < (i + 1) * n.batch / groups; ++b)
-        backward_sample(pass, b, history.data, history.data + P * (T_ + 1), dr ? buffer.data + i * sums : nullptr);
+        backward_sample(pass, b, history.data, history.data + P * (T_ + 1),
+                        dr ? buffer.data + i * sums : nullptr);
     });
   }
   if (!dr) return;

@@ -21,6 +21,10 @@ import torch
 
 MISSING_DATA = "missing data"
 
+# torch remembers at the first such block which functions it redirects: it must see the real ones, not those below.
+with torch.device("meta"):
+    torch.empty(0)
+
 
 def _use_core(path: str) -> None:
     """Import the extension at `path` as ctm_fast._C: .ci/run tests the sanitized build of the core so."""

@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         main(Parity, arguments)
     assert caught.value.code == 2
-    return " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().err).split())
+    return " ".join(re.sub(r"[\u2500-\u257f]", " ", capsys.readouterr().err).split())
 
 
 def test_train_writes_a_run(trained: Path) -> None:

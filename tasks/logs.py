@@ -83,6 +83,7 @@ class RunLog:
         for path in folder.glob("*.csv"):
             _drop_rows_after(path, step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.board.flush()
 
     def write(self, split: str, step: int, metrics: dict[str, Tensor], **more: float) -> None:
         """Log the mean of every metric, and the numbers ``more``, for ``step`` finished updates."""

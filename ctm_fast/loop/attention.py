@@ -17,7 +17,9 @@ from ctm_fast.ops.sync import autograd as sync
 class Attention:
     """Action synchronisation, query and attention of one tick, forward and backward."""
 
-    def __init__(self, loop: Loop, weights: AttentionWeights, keys: Tensor, values: Tensor, z: Tensor) -> None:
+    def __init__(
+        self, loop: Loop, weights: AttentionWeights, keys: Tensor, values: Tensor, z: Tensor
+    ) -> None:
         self.loop, self.w, self.keys, self.values, self.z = loop, weights, keys, values, z
         self.code, self.threads = CODES[z.dtype], threads()
         _, self.batch, self.neurons = z.shape
@@ -33,7 +35,9 @@ class Attention:
         self.r = torch.exp(-weights.decay).contiguous()
         self.pairs = self.r.shape[0]
         self.beta0 = torch.zeros_like(self.r)
-        self.root, _ = sync.roots((loop.ticks, self.batch, self.neurons, self.pairs, False), self.r, self.beta0)
+        self.root, _ = sync.roots(
+            (loop.ticks, self.batch, self.neurons, self.pairs, False), self.r, self.beta0
+        )
 
     def synchronisation(self, first: int, ticks: int, alpha: Tensor, out: Tensor) -> None:
         """Action synchronisation of ticks [first, first + ticks) into ``out`` (ticks, B, P); moves ``alpha`` on."""

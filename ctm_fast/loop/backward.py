@@ -26,13 +26,23 @@ class LoopBackward:
         self, loop: Loop, p: Parameters, keys: Tensor, values: Tensor, given: Tensor, z: Tensor, history: Tensor,
         heads: Tensor, linear: list[Tensor], need: tuple[bool, ...],
     ) -> None:  # fmt: skip
-        self.loop, self.p, self.given, self.z, self.history, self.heads, self.need = loop, p, given, z, history, heads, need
+        self.loop, self.p, self.given, self.z, self.history, self.heads, self.need = (
+            loop,
+            p,
+            given,
+            z,
+            history,
+            heads,
+            need,
+        )
         self.ticks, (_, self.batch, self.neurons) = loop.ticks, z.shape
         self.memory = history.shape[0] - self.ticks
         self.attention = Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
         self.width = p.synapses[loop.stages[0].linear].shape[1] - self.neurons
         forward_ticks = 0 if linear else self.ticks  # without a forward to repeat nothing is packed for it
-        self.synapses = Synapses(loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks)
+        self.synapses = Synapses(
+            loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks
+        )
         self.gradients = SynapseGradients(self.synapses, self.ticks)
         self.packed, self.nlm_shape, self.strides = nlm.loop_arguments(p.nlm, self.batch, self.neurons)
         self.dpacked = zeros(self.packed, *self.packed.shape)

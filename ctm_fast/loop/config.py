@@ -13,7 +13,6 @@ from torch import Tensor
 from ctm_fast.loop.synapses import Stage
 from ctm_fast.ops.native import NO_DROPOUT, Drop
 
-
 # Added to the seed: masks of different parts must not repeat each other. The synapses' layers count from 0.
 ATTENTION_STREAM, NLM_STREAM = 1001, 2002
 

@@ -29,7 +29,7 @@ class Linear:
             self.packed = pack(weight)
 
     def __call__(self, x: Tensor, out: Tensor | None = None, init: Tensor | None = None) -> Tensor:
-        """x (R, K) -> (R, N), into ``out`` if given. ``init`` (R, N) replaces the bias and may be ``out`` itself."""
+        """X (R, K) -> (R, N), into ``out`` if given. ``init`` (R, N) replaces the bias and may be ``out`` itself."""
         if out is None:
             out = x.new_empty(x.shape[0], self.outputs)
         start = init if init is not None else self.bias
@@ -50,7 +50,14 @@ def pack(weight: Tensor) -> Tensor:
     code, (outputs, inputs) = CODES[weight.dtype], weight.shape
     packed = empty(weight, kernels().linear_packed_size(code, outputs, inputs))
     kernels().linear_pack(
-        code, outputs, inputs, weight.data_ptr(), weight.stride(0), weight.stride(1), packed.data_ptr(), threads()
+        code,
+        outputs,
+        inputs,
+        weight.data_ptr(),
+        weight.stride(0),
+        weight.stride(1),
+        packed.data_ptr(),
+        threads(),
     )
     return packed
 

@@ -5,6 +5,8 @@ Letters: T ticks, B batch, D neurons, M memory length, d input width, h heads, L
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +17,14 @@ from torch.nn import functional as F
 
 from ctm_fast import backend as backends
 from ctm_fast.loop import plan
-from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
+from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import TickLoopFunction
 from ctm_fast.ops.native import draw_seed
 from ctm_fast.ops.nlm import nlm_pack, nlm_tick
 from ctm_fast.ops.sync import sync
+
+logger = logging.getLogger("ctm_fast")
 
 Synchronise = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
@@ -81,7 +85,7 @@ def run_ticks(
         track: keep the attention weights.
         recompute: keep no synapse activations for the backward, compute them again there.
     """
-    planned = _plan(parts, z0, start, tokens, given)
+    planned = _plan(parts, z0, start, tokens, given) if _native(z0) else None
     if planned is None:
         return _call(parts, inputs, z0, start, tokens, given, track)
     parameters, stages, nlm_dropout = planned
@@ -97,7 +101,7 @@ def run_ticks(
     z, history, weights = TickLoopFunction.apply(
         loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
     )
-    return States(z, history, _split_heads(weights, loop) if track and parts.attention is not None else None)
+    return States(z, history, _split_heads(weights, loop) if track and loop.attends else None)
 
 
 def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
@@ -110,16 +114,18 @@ def _plan(
     parts: Parts, z0: Tensor, start: Tensor, tokens: list[Tensor], given: Tensor | None
 ) -> tuple[Parameters, Any, float] | None:
     """Parameters, synapse stages and neuron-level dropout of the native loop; None if it cannot run this."""
-    if not _native(z0):
-        return None
     synapses, nlm = plan.synapse_plan(parts.synapses), plan.nlm_weights(parts.nlm)
-    if synapses is None or nlm is None or parts.synchronise is not None:
+    plain = parts.attention is None or plan.attention_is_plain(parts.q_proj, parts.attention)
+    called = {
+        "the synapses": synapses is None, "the neuron-level models": nlm is None, "the attention": not plain,
+        "the action synchronisation": parts.synchronise is not None,
+    }  # fmt: skip
+    if synapses is None or nlm is None or any(called.values()):
+        _say_once(parts.synapses, [name for name, yes in called.items() if yes])
         return None
-    attention = None
-    if parts.attention is not None:
-        if not plan.attention_is_plain(parts.q_proj, parts.attention) or len({x.shape for x in tokens}) > 1:
-            return None
-        attention = _attention_weights(parts)
+    if len({x.shape for x in tokens}) > 1:
+        return None
+    attention = _attention_weights(parts) if parts.attention is not None else None
     parameters = Parameters(attention, nlm[0], synapses.parameters)
     read = [start, *tokens, *([] if given is None else given.unbind(0))]
     if any(x.dtype != z0.dtype or x.device != z0.device for x in (*parameters.flat(), *read)):
@@ -127,6 +133,16 @@ def _plan(
     if not _fits(parameters, synapses, z0, read):
         return None
     return parameters, synapses.stages, nlm[1]
+
+
+_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _say_once(model: nn.Module, called: list[str]) -> None:
+    """Log which parts keep the ticks out of the native loop; once for a model, known by its synapses."""
+    if model not in _said:
+        _said.add(model)
+        logger.info("ctm_fast: every tick calls %s as they are: not a published part", " and ".join(called))
 
 
 def _native(x: Tensor) -> bool:
@@ -146,7 +162,7 @@ def _fits(p: Parameters, synapses: SynapsePlan, z0: Tensor, read: list[Tensor]) 
         return False
     if p.attention is not None and p.attention.q_proj.shape != (d, p.attention.decay.numel()):
         return False
-    return all(x.shape[0] == batch and x.shape[-1] == d for x in inputs)
+    return all(x.shape[0] == batch and x.shape[1] > 0 and x.shape[-1] == d for x in inputs)
 
 
 def _attention_weights(parts: Parts) -> AttentionWeights:

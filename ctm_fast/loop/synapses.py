@@ -75,7 +75,13 @@ class Synapses:
     """
 
     def __init__(
-        self, stages: tuple[Stage, ...], parameters: list[Tensor], split: int, seed: int | None, batch: int, ticks: int
+        self,
+        stages: tuple[Stage, ...],
+        parameters: list[Tensor],
+        split: int,
+        seed: int | None,
+        batch: int,
+        ticks: int,
     ) -> None:
         self.stages, self.parameters, self.split, self.seed = stages, parameters, split, seed
         self.code = CODES[parameters[0].dtype]
@@ -84,7 +90,12 @@ class Synapses:
         first = parameters[stages[0].linear]
         self.from_x = Linear(first[:, :split], None, batch, ticks if split else 0)
         self.linears = [
-            Linear(first[:, split:] if s.source == INPUT else parameters[s.linear], parameters[s.linear + 1], batch, ticks)
+            Linear(
+                first[:, split:] if s.source == INPUT else parameters[s.linear],
+                parameters[s.linear + 1],
+                batch,
+                ticks,
+            )
             for s in stages
         ]
         self.widths = [parameters[s.norm].shape[0] for s in stages]
@@ -107,18 +118,28 @@ class Synapses:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         drop = (p, (self.seed + 2 * i + part) & 0xFFFFFFFFFFFFFFFF, first_row)
         kernels().dropout(
-            self.code, tuple(x.shape), drop, x.data_ptr(), x.stride(0), out.data_ptr(), out.stride(0), self.threads
+            self.code,
+            tuple(x.shape),
+            drop,
+            x.data_ptr(),
+            x.stride(0),
+            out.data_ptr(),
+            out.stride(0),
+            self.threads,
         )
         return out
 
     def constant(self, x: Tensor) -> Tensor | None:
         """The part of the first linear map that an input ``x`` (B, split) gives at every tick, or None if dropout
-        redraws it."""
+        redraws it.
+        """
         if self.seed is not None and self.stages[0].dropout > 0.0:
             return None
         return torch.addmm(self.parameters[self.stages[0].linear + 1], x, self.from_x.weight.t())
 
-    def input_map(self, x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor) -> None:
+    def input_map(
+        self, x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor
+    ) -> None:
         """First linear map of [x | z] into ``out`` (R, w)."""
         self.linears[0](self.dropped(0, z, first_row, 1), out, constant)
         if constant is None and x is not None and self.split:
@@ -136,10 +157,25 @@ class Synapses:
             )  # fmt: skip
             return
         run = kernels().glu_norm if kind == "glu" else kernels().silu_norm
-        run(self.code, rows, linear.data_ptr(), linear.stride(0), self.norms[i], out.data_ptr(), out.stride(0), self.threads)
+        run(
+            self.code,
+            rows,
+            linear.data_ptr(),
+            linear.stride(0),
+            self.norms[i],
+            out.data_ptr(),
+            out.stride(0),
+            self.threads,
+        )
 
     def forward(
-        self, linear: list[Tensor], x: Tensor | None, z: Tensor, constant: Tensor | None, first_row: int, out: Tensor
+        self,
+        linear: list[Tensor],
+        x: Tensor | None,
+        z: Tensor,
+        constant: Tensor | None,
+        first_row: int,
+        out: Tensor,
     ) -> None:
         """[x | z] (R, split), (R, D) -> ``out`` (R, D); leaves every linear map's output in ``linear``."""
         outputs: list[Tensor] = []
@@ -180,7 +216,12 @@ class SynapseGradients:
         first = synapses.parameters[synapses.stages[0].linear]
         self.to_x = Linear(first[:, : synapses.split].t(), None, synapses.batch, ticks)
         self.downward = [
-            Linear((first[:, synapses.split :] if s.source == INPUT else synapses.parameters[s.linear]).t(), None, synapses.batch, ticks)
+            Linear(
+                (first[:, synapses.split :] if s.source == INPUT else synapses.parameters[s.linear]).t(),
+                None,
+                synapses.batch,
+                ticks,
+            )
             for s in synapses.stages
         ]
 
@@ -188,7 +229,9 @@ class SynapseGradients:
         weight, bias = self.norms[index]
         return weight.data_ptr(), bias.data_ptr()
 
-    def pointwise(self, i: int, linear: Tensor, skip: Tensor | None, grad: Tensor, out: Tensor) -> Tensor | None:
+    def pointwise(
+        self, i: int, linear: Tensor, skip: Tensor | None, grad: Tensor, out: Tensor
+    ) -> Tensor | None:
         """Gradient of stage ``i``'s linear map into ``out``; returns that of ``skip``."""
         s = self.synapses
         rows = (linear.shape[0], s.widths[i])
@@ -233,7 +276,12 @@ class SynapseGradients:
         return dx, dz
 
     def weights(
-        self, linear: list[Tensor], grads: list[Tensor], x: Tensor | None, z: Tensor, wanted: Callable[[int], bool]
+        self,
+        linear: list[Tensor],
+        grads: list[Tensor],
+        x: Tensor | None,
+        z: Tensor,
+        wanted: Callable[[int], bool],
     ) -> list[Tensor | None]:
         """Gradients of all parameters from all rows at once: one product per linear map."""
         s = self.synapses

@@ -25,7 +25,14 @@ from ctm_fast.ops.nlm import autograd as nlm
 
 
 def _forward_ticks(
-    loop: Loop, p: Parameters, keys: Tensor, values: Tensor, given: Tensor, z: Tensor, history: Tensor, keep: bool
+    loop: Loop,
+    p: Parameters,
+    keys: Tensor,
+    values: Tensor,
+    given: Tensor,
+    z: Tensor,
+    history: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Fills ``z`` and ``history``; returns heads' outputs, the linear maps' outputs and the attention weights."""
     ticks, (_, batch, neurons) = loop.ticks, z.shape
@@ -66,7 +73,8 @@ def _constant(loop: Loop, synapses: Synapses, given: Tensor) -> Tensor | None:
 
 class TickLoopFunction(torch.autograd.Function):
     """(keys, values (K, B, d, L), given (G, B, d), z0 (B, D), start (M, B, D), parameters) -> z (T + 1, B, D),
-    history (M + T, B, D), attention weights (T, B, h * L) with ``track`` and (1, ...) without."""
+    history (M + T, B, D), attention weights (T, B, h * L) with ``track`` and (1, ...) without.
+    """
 
     @staticmethod
     def forward(
@@ -94,5 +102,7 @@ class TickLoopFunction(torch.autograd.Function):
         keys, values, given, z, history, heads, *rest = ctx.saved_tensors
         linear, flat = rest[: ctx.linear], rest[ctx.linear :]
         p = ctx.structure.like(tuple(x.contiguous() for x in flat))
-        run = LoopBackward(ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:])
+        run = LoopBackward(
+            ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:]
+        )
         return (None, None, *run.run(dz, dhistory))

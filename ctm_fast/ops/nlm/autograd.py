@@ -46,7 +46,9 @@ def pack(
     return packed
 
 
-def loop_arguments(weights: tuple[Tensor, ...], rows: int, neurons: int) -> tuple[Tensor, Shape, tuple[int, int, int]]:
+def loop_arguments(
+    weights: tuple[Tensor, ...], rows: int, neurons: int
+) -> tuple[Tensor, Shape, tuple[int, int, int]]:
     """Packed weights, sizes and history strides of a tick of ``rows`` rows."""
     w1, b1, t1, w2, b2, t2 = (*weights, None, None, None)[:6]
     assert w1 is not None and b1 is not None and t1 is not None
