@@ -12,6 +12,8 @@ from ctm_fast.testing import cotangents, relative_error
 
 DENSE = {"neuron_select_type": "first-last"}
 SEMI_DENSE = {"neuron_select_type": "random"}
+WIDE = {"d_model": 131, "d_input": 33, "heads": 3, "n_synch_out": 30, "memory_length": 17, **DENSE}
+WIDE |= {"memory_hidden_dims": 9, "synapse_depth": 4, "out_dims": 70}
 CASES = {
     "base": (ThoughtMachine, {}),
     "base-self-pairs": (ThoughtMachine, {"n_random_pairing_self": 2}),
@@ -22,6 +24,7 @@ CASES = {
     "base-unet": (ThoughtMachine, {"synapse_depth": 3, "d_model": 40, "prediction_reshaper": (3, 2)}),
     "base-unet-two-widths": (ThoughtMachine, {**DENSE, "synapse_depth": 2}),
     "base-energy": (ThoughtMachine, {"energy_head_enabled": True}),
+    "base-wide": (ThoughtMachine, WIDE),
     "base-one-tick": (ThoughtMachine, {"iterations": 1}),
     "base-memory-above-ticks": (ThoughtMachine, {"iterations": 3, "memory_length": 11}),
     "sort": (SortingMachine, {}),
@@ -51,7 +54,7 @@ def inputs_for(model, batch=3, dtype=torch.float32):
     if isinstance(model, RecurrentMachine):
         shape = batch, model.d_model, model.memory_length
         return random(batch, 4), (random(*shape), random(*shape))
-    return (example(batch).to(dtype),)
+    return (example(batch, length=70 if model.d_model > 100 else 8).to(dtype),)
 
 
 def build(name, batch=3, seed=0, **changes):

@@ -64,7 +64,7 @@ class Hourglass(nn.Module):
 class Bits(nn.Module):
     """Signs (B, L) -> features (B, d, L) with a learnable position."""
 
-    def __init__(self, d_input, length=8):
+    def __init__(self, d_input, length=70):
         super().__init__()
         self.embedding = nn.Embedding(2, d_input)
         self.position = nn.Parameter(torch.randn(d_input, length))

@@ -1,6 +1,7 @@
 """Pieces that users changed keep their say: methods, hooks, parametrizations, modules of their own."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -116,6 +117,25 @@ def test_own_module(part, caplog):
     original, fast = copies(model, 2)
     agree(original, ctm_fast.accelerate(fast), inputs)
     assert caplog.messages == []
+
+
+SAID = {
+    "synapses": "the synapses",
+    "trace_processor": "the neuron-level models",
+    "attention": "the attention",
+    "q_proj": "the attention",
+}
+
+
+@pytest.mark.parametrize("part", SAID)
+def test_a_called_part_is_logged_once(part, caplog):
+    model, inputs = build("base")
+    setattr(model, part, REPLACEMENTS[part](model))
+    with caplog.at_level(logging.INFO, "ctm_fast"):
+        for _ in range(3):
+            ctm_fast.accelerate(model)(*inputs)
+    assert len(caplog.messages) == 1
+    assert f"every tick calls {SAID[part]} as they are" in caplog.messages[0]
 
 
 class Louder(nn.Linear):
