@@ -148,6 +148,17 @@ def test_recomputed_synapses():
     assert worst(*found) < 1e-12
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["tokens", "constant", "one-per-tick"])
+def test_strides_of_the_inputs_do_not_matter(name, dropout):
+    loop, inputs, ticks = build(name, dropout=dropout)
+    found = []
+    for x in (inputs, inputs.mT.contiguous().mT, inputs.repeat_interleave(3, -1)[..., ::3]):
+        torch.manual_seed(2)
+        found.append(loop(x, ticks).activations)
+    assert all(relative_error(other, found[0]) < 1e-12 for other in found[1:])
+
+
 def test_dropout_in_training_only():
     loop, inputs, ticks = build("tokens", dropout=0.5)
     assert not torch.equal(loop(inputs, ticks).activations, loop(inputs, ticks).activations)

@@ -97,7 +97,7 @@ def run_ticks(
         attention_dropout, nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
     )  # fmt: skip
     keys, values = _keys_values(attention, tokens, z0)
-    given = given if given is not None else z0.new_zeros(0, z0.shape[0], 0)
+    given = given.contiguous() if given is not None else z0.new_zeros(0, z0.shape[0], 0)
     z, history, weights = TickLoopFunction.apply(
         loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
     )
