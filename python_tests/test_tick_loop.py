@@ -138,6 +138,27 @@ def test_two_halves_equal_the_whole():
     assert worst(graded(loop, inputs, halves), graded(loop, inputs, flat(whole))) < 1e-12
 
 
+REACHED = {
+    "last-activations": lambda post, pre, z, history: [z],
+    "first-activations": lambda post, pre, z, history: [post[0]],
+    "middle-pre-activations": lambda post, pre, z, history: [pre[1]],
+    "history": lambda post, pre, z, history: [history],
+    "both-of-one-tick": lambda post, pre, z, history: [post[1], pre[1]],
+}
+
+
+@pytest.mark.parametrize("name", ["tokens-unet", "one-per-tick", "long-memory"])
+@pytest.mark.parametrize("reached", REACHED)
+def test_only_some_ticks_reach_the_loss(name, reached):
+    loop, inputs, ticks = build(name)
+    truth = graded(loop, inputs, REACHED[reached](*by_hand(loop, inputs, ticks)))
+    found = graded(loop, inputs, REACHED[reached](*flat(loop(inputs, ticks))))
+    for key, gradient in truth.items():
+        if gradient is None:  # where nothing depends on a part, the loop may say zero
+            truth[key] = torch.zeros_like(found[key]) if found[key] is not None else None
+    assert worst(found, truth) < 1e-10
+
+
 def test_recomputed_synapses():
     loop, inputs, ticks = build("tokens-unet", dropout=0.3)
     found = []
