@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ctm_fast import backend, forward
 
@@ -144,7 +143,7 @@ def _accelerated(cls: type, kind: str) -> type:
     @torch.compiler.disable
     @functools.wraps(original)
     def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if backend.selected() == "reference" or _is_lazy(self):
+        if backend.selected() == "reference" or forward.is_lazy(self):
             return original(self, *args, **kwargs)
         bound = signature.bind(self, *args, **kwargs)
         if bound.arguments.keys() - {own, *names}:
@@ -170,10 +169,6 @@ def _accelerated(cls: type, kind: str) -> type:
 
 def _rebuild(cls: type, kind: str) -> Any:
     return object.__new__(_accelerated(cls, kind))
-
-
-def _is_lazy(model: nn.Module) -> bool:
-    return any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
 
 
 def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:

@@ -7,12 +7,14 @@ to rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, 
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ctm_fast.loop.plan import is_plain
 from ctm_fast.loop.run import Parts, States, run_ticks
@@ -23,10 +25,11 @@ from ctm_fast.ops.sync import sync
 
 ACCELERATED = "_ctm_fast_kind"  # in the dictionary of a class that ctm_fast.accelerate made
 # Methods of ctm_fast.models that the fast forwards contain instead of calling them.
-_CONTAINED = (
+_CONTAINED = frozenset((
     "published_forward", "start_state", "think", "attend", "clamp_decays", "synchronisation_pairs",
     "clamped_decay", "embed_question", "tick_input", "see", "total_ticks", "window_weights",
-)  # fmt: skip
+))  # fmt: skip
+_materialised: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @lru_cache(maxsize=64)
@@ -46,20 +49,35 @@ def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
 
 def overridden(model: Any, name: str) -> bool:
     """Whether a user redefined a piece of the model: on the object, or in a class below the forward's."""
-    if name in model.__dict__:
-        return True
-    classes = [cls for cls in type(model).__mro__ if not cls.__dict__.get(ACCELERATED, False)]
-
-    def owner(key: str) -> int:
-        return next((i for i, cls in enumerate(classes) if key in cls.__dict__), len(classes))
-
-    return owner(name) < owner("forward")
+    return _redefines(model, frozenset((name,)))
 
 
 def contains(model: Any, kind: str) -> bool:
     """Whether the fast forward computes what the methods of ``model`` say, whichever a user redefined."""
-    names = (*_CONTAINED, "compute_features") if kind in ("qamnist", "rl") else _CONTAINED
-    return not any(overridden(model, name) for name in names)
+    return not _redefines(
+        model, _CONTAINED | {"compute_features"} if kind in ("qamnist", "rl") else _CONTAINED
+    )
+
+
+def _redefines(model: Any, names: frozenset[str]) -> bool:
+    for cls in type(model).__mro__:
+        if cls.__dict__.get(ACCELERATED, False):
+            continue
+        if "forward" in cls.__dict__:
+            break
+        if not names.isdisjoint(cls.__dict__):
+            return True
+    return not names.isdisjoint(model.__dict__)
+
+
+def is_lazy(model: Any) -> bool:
+    """Whether any parameter still waits for its shape; asked until none does."""
+    if model in _materialised:
+        return False
+    lazy = any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
+    if not lazy:
+        _materialised.add(model)
+    return lazy
 
 
 @torch.compiler.disable

@@ -28,12 +28,14 @@ _agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref
 
 def is_plain(module: nn.Module) -> bool:
     """Whether calling the parts by their mathematics skips nothing that calling the module would do."""
-    return not any(
-        "forward" in part.__dict__
-        or any(part.__dict__.get(hooks) for hooks in _HOOKS)
-        or hasattr(part, "parametrizations")
-        for part in module.modules()
-    )
+    return all(_untouched(part.__dict__) for part in module.modules())
+
+
+def _untouched(own: dict[str, Any]) -> bool:
+    """Whether a module with these attributes has neither hooks nor parametrizations nor another forward."""
+    if "forward" in own or "parametrizations" in own["_modules"]:
+        return False
+    return not any(own.get(hooks) for hooks in _HOOKS)
 
 
 def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:

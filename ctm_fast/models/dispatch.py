@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn.parameter import UninitializedParameter
-
 from ctm_fast import backend
 
 
@@ -18,11 +16,6 @@ def run_forward(kind: str, model: Any, *inputs: Any) -> Any:
     """
     from ctm_fast import forward
 
-    if backend.selected() == "reference" or is_lazy(model) or not forward.contains(model, kind):
+    if backend.selected() == "reference" or forward.is_lazy(model) or not forward.contains(model, kind):
         return model.published_forward(*inputs)
     return getattr(forward, kind)(model, *inputs)
-
-
-def is_lazy(model: Any) -> bool:
-    """Whether any parameter still waits for its shape."""
-    return any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
