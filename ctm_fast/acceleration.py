@@ -37,7 +37,7 @@ _NEEDS = {
 }  # fmt: skip
 _INPUTS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 3}  # arguments of the published forwards
 _classes: dict[tuple[type, str], type] = {}
-_TOLERANCE = 1e-3  # of the check on the first call: float32 rounding over two ticks stays far below
+_TOLERANCE = 1e-3  # of the check on the first call: float32 rounding over a memory's length stays far below
 _TOLERANCE_16_BIT = 5e-2
 _CHECKED = "_ctm_fast_checked"
 
@@ -51,9 +51,9 @@ def accelerate(model: Model) -> Model:
     dropout, the lazy first call, state_dict, deepcopy, pickle and DDP work as before. Submodules of your own,
     with hooks or with parametrizations are called as they are, and so are pieces that a subclass overrides.
 
-    The first call runs two ticks of the original beside the fast forward on one sample, in eval mode. If they
-    differ, the model keeps its original forward and the logger ``ctm_fast`` says so once. Calls with
-    arguments that the published forward does not have run the original.
+    The first call runs the original beside the fast forward on one sample, in eval mode, for at most one tick more
+    than the memory is long. If they differ, the model keeps its original forward and the logger ``ctm_fast``
+    says so once. Calls with arguments that the published forward does not have run the original.
 
     Set ``model.recompute_synapses = True`` to keep no synapse activations for the backward pass; they are
     computed again there.
@@ -172,7 +172,7 @@ def _rebuild(cls: type, kind: str) -> Any:
 
 
 def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
-    """Whether both forwards give the same on one sample and two ticks in eval mode; says so if not."""
+    """Whether both forwards give the same on one sample in eval mode; says so if not."""
     dtype = model.start_trace.dtype
     sample = [_first(value, dtype) for value in inputs]
     reason = f"it computes something else than the published {kind} CTM"
@@ -192,7 +192,7 @@ def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
 
 @contextmanager
 def _probed(model: Any) -> Iterator[None]:
-    """Two ticks at most, eval mode, no autocast, no hooks, no gradients; all as before afterwards."""
+    """A memory's length of ticks, eval mode, no autocast, no hooks, no gradients; all as before afterwards."""
     device = model.start_trace.device.type
     kept = {key: model.__dict__[key] for key in ("iterations", "kv_features") if key in model.__dict__}
     storages = [(parameter, parameter.data) for parameter in model.parameters()]
@@ -201,7 +201,7 @@ def _probed(model: Any) -> Iterator[None]:
         for part, *_ in parts:
             part.training = False
             part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()
-        model.iterations = min(model.iterations, 2)
+        model.iterations = min(model.iterations, model.start_trace.shape[-1] + 1)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
             yield
     finally:

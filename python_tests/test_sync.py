@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -271,3 +272,14 @@ def test_bad_input(name: str, value: object, error: type[Exception], text: str, 
     arguments: dict[str, Any] = {**ALL.inputs(), name: value}
     with pytest.raises(error, match=f"^sync: .*{text}"):
         ops.sync(**arguments, backend=backend)
+
+
+def test_one_index_for_both_sides_compiles() -> None:
+    z, index, decay = torch.randn(3, 2, 5, requires_grad=True), torch.tensor([0, 3, 4]), torch.rand(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own
+        compiled = torch.compile(
+            lambda x: ops.sync(x, index, index, decay)[0].sum(), fullgraph=True, backend="eager"
+        )
+        found = torch.autograd.grad(compiled(z), z)
+    torch.testing.assert_close(found, torch.autograd.grad(ops.sync(z, index, index, decay)[0].sum(), z))

@@ -194,20 +194,33 @@ def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
 
 
 def _agrees(module: nn.Module, plan: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a foreign module in eval mode gives what its plan gives; asked once per module and dtype."""
+    """Whether a foreign module without dropout gives what its plan gives, in eval and in train mode; asked once per
+    module and dtype."""
     answers = _agreed.setdefault(module, {})
     weight = next(module.parameters())
     if weight.dtype not in answers:
         x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            expected, found = module(x), plan(x)
+        device = weight.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False), torch.random.fork_rng(devices=[]):
+            found = plan(x)
+            answers[weight.dtype] = all(_close(_in_mode(module, x, train), found) for train in (False, True))
+    return answers[weight.dtype]
+
+
+def _in_mode(module: nn.Module, x: Tensor, train: bool) -> Any:
+    modes = [(part, part.training) for part in module.modules()]
+    for part, _ in modes:
+        part.training = train and type(part) is not nn.Dropout
+    try:
+        return module(x)
+    finally:
         for part, training in modes:
             part.training = training
-        same = isinstance(expected, Tensor) and expected.shape == found.shape
-        answers[weight.dtype] = same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4, equal_nan=True)
-    return answers[weight.dtype]
+
+
+def _close(expected: Any, found: Tensor) -> bool:
+    same = isinstance(expected, Tensor) and expected.shape == found.shape
+    return same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) -> bool:

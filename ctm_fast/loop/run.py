@@ -142,12 +142,17 @@ def _say_once(model: nn.Module, called: list[str]) -> None:
     """Log which parts keep the ticks out of the native loop; once for a model, known by its synapses."""
     if model not in _said:
         _said.add(model)
-        logger.info("ctm_fast: every tick calls %s as they are: not a published part", " and ".join(called))
+        logger.info(
+            "ctm_fast: the ticks leave native code for %s: not the published mathematics",
+            " and ".join(called),
+        )
 
 
 def _native(x: Tensor) -> bool:
-    """Whether native kernels may run on tensors like this one."""
+    """Whether native kernels may run on tensors like this one; raises for a selected backend that cannot run."""
     device = x.device.type
+    if backends.selected() == "triton":
+        backends.choose("nlm", None, x)
     if backends.selected() == "reference" or backends.why_not("nlm", "native", device) is not None:
         return False
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device)

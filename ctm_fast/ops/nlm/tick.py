@@ -55,6 +55,9 @@ class NlmPack:
         start = checks.floating("nlm_tick", "start", start)
         checks.shape("nlm_tick", "start", start, (self.neurons, self.memory), "D, M")
         checks.like("nlm_tick", "start", start, "w1", self.weights[0], (self.weights[0].dtype,))
+        if not isinstance(batch, int) or not isinstance(ticks, int):
+            names = f"{type(batch).__name__} and {type(ticks).__name__}"
+            raise TypeError(f"nlm_tick: batch and ticks must be int, got {names}")
         if batch < 0 or ticks < 1:
             raise ValueError(f"nlm_tick: batch must be >= 0 and ticks >= 1, got {batch} and {ticks}")
         check_dropout("nlm_tick", dropout)
@@ -114,8 +117,7 @@ class NlmHistory:
 
     def __setitem__(self, t: int, pre_activation: Tensor) -> None:
         """Write the pre-activations (B, D) of tick ``t``; a checkpoint may write the same numbers again."""
-        if not 0 <= t < self.ticks:
-            raise IndexError(f"nlm_tick: t must be in [0, {self.ticks}), got {t}")
+        _check_tick(t, self.ticks)
         s = checks.floating("nlm_tick", "pre_activation", pre_activation)
         checks.shape("nlm_tick", "pre_activation", s, (self.batch, self.packed.neurons), "B, D")
         checks.like(
@@ -141,6 +143,13 @@ class NlmHistory:
         start = self.start.t().unsqueeze(1).expand(-1, self.batch, -1)
         rows = [*start.unbind(0), *(x for x in self.written[: t + 1] if x is not None)]
         return torch.stack(rows[t + 1 : t + 1 + self.packed.memory], -1)
+
+
+def _check_tick(t: int, ticks: int) -> None:
+    if not isinstance(t, int):
+        raise TypeError(f"nlm_tick: t must be an int, got {type(t).__name__}")
+    if not 0 <= t < ticks:
+        raise IndexError(f"nlm_tick: t must be in [0, {ticks}), got {t}")
 
 
 def nlm_pack(
@@ -181,8 +190,7 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
     """
     if history.packed is not packed:
         raise ValueError("nlm_tick: history must come from packed.history(), got one of another pack")
-    if not 0 <= t < history.ticks:
-        raise IndexError(f"nlm_tick: t must be in [0, {history.ticks}), got {t}")
+    _check_tick(t, history.ticks)
     s = history.written[t]
     if s is None:
         raise ValueError(f"nlm_tick: history[{t}] must be written before tick {t} is computed")
