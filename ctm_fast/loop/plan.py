@@ -195,7 +195,8 @@ def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
 
 def _agrees(module: nn.Module, plan: Any, shape: tuple[int, ...]) -> bool:
     """Whether a foreign module without dropout gives what its plan gives, in eval and in train mode; asked once per
-    module and dtype."""
+    module and dtype.
+    """
     answers = _agreed.setdefault(module, {})
     weight = next(module.parameters())
     if weight.dtype not in answers:

@@ -143,7 +143,7 @@ def _say_once(model: nn.Module, called: list[str]) -> None:
     if model not in _said:
         _said.add(model)
         logger.info(
-            "ctm_fast: the ticks leave native code for %s: not the published mathematics",
+            "ctm_fast: every tick calls %s: not the published mathematics",
             " and ".join(called),
         )
 
