@@ -20,7 +20,7 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import NO_DROPOUT, Drop, drop_args
+from ctm_fast.ops.native import NO_DROPOUT, Drop, drop_args, empty, zeros
 from ctm_fast.ops.nlm import autograd, reference
 from ctm_fast.ops.nlm.arguments import Weights, as_seed, check_dropout, check_weights
 
@@ -76,7 +76,7 @@ class _Rows:
         self.memory, self.neurons, self.hidden = packed.memory, packed.neurons, packed.hidden
         self.deep = packed.weights[3] is not None
         self.batch, self.drop = batch, drop
-        self.data = start.new_empty(self.memory + ticks, batch, self.neurons)
+        self.data = empty(start, self.memory + ticks, batch, self.neurons)
         self.data[: self.memory] = start.detach().t().unsqueeze(1)
         self.reached = 0  # ticks that the backward pass under way has gradients for
 
@@ -278,7 +278,7 @@ class _Tick(torch.autograd.Function):
         rows: _Rows = ctx.rows
         t = ctx.t
         if grad is None:
-            grad = packed.new_zeros(2, *rows.data.shape)
+            grad = zeros(packed, 2, *rows.data.shape)
             rows.reached = max(rows.reached, t + 1)
         if dz is not None:
             grad[1, t].copy_(dz)
