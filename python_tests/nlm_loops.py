@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctm_fast.ops import NlmPack, nlm_pack, nlm_tick
 from ctm_fast.ops.nlm import reference
-from ctm_fast.testing import nlm_inputs
+from ctm_fast.testing.nlm import nlm_inputs
 
 T, B, D, M = 7, 3, 37, 4
 Weights = list[Tensor]

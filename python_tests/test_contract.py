@@ -12,8 +12,9 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.testing import (
     CASES,
+    EXTREME,
     OPS,
-    Inputs,
+    SMALL,
     OpCase,
     breaches,
     cotangents,
@@ -26,22 +27,6 @@ from ctm_fast.testing import (
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 Layout = Callable[[Tensor], Tensor]
 ids = str
-
-SMALL = (
-    OpCase("nlm", "deep", (2, 3, 4, 2)),
-    OpCase("nlm", "deep-dropout", (2, 3, 4, 2), {"dropout": 0.3, "seed": 5}),
-    OpCase("nlm", "linear", (2, 3, 4, 0)),
-    OpCase("sync", "all-ticks", (3, 2, 4, 5)),
-    OpCase("sync", "last-tick", (3, 2, 4, 5), {"last": True}),
-)
-
-# One step of memory: no sum cancels; large inputs saturate the gates and the result stays well-conditioned.
-EXTREME = (
-    OpCase("nlm", "deep", (64, 37, 1, 1)),
-    OpCase("nlm", "linear", (64, 37, 1, 0)),
-    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
-    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
-)
 
 
 @pytest.fixture
@@ -135,20 +120,11 @@ def test_create_graph_names_the_reference(case: OpCase) -> None:
 OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def op_arguments(case: OpCase, inputs: Inputs) -> tuple[object, ...]:
-    """Arguments of the registered forward."""
-    values: list[Tensor | None] = list(inputs.values())
-    if case.op == "sync":
-        return (*values, case.options.get("last", False))
-    values += [None] * (7 - len(values))
-    p, seed = case.options.get("dropout", 0.0), case.options.get("seed")
-    return (*values, p, torch.tensor([seed]) if seed is not None else None)
-
-
 @pytest.mark.parametrize("layout", [torch.clone, permuted], ids=["contiguous", "permuted"])
 @pytest.mark.parametrize("case", SMALL, ids=ids)
 def test_opcheck(case: OpCase, layout: Layout) -> None:
-    arguments = op_arguments(case, {k: layout(x) for k, x in case.inputs().items()})
+    op = OPS[case.op]
+    arguments = op.arguments({k: layout(x) for k, x in case.inputs().items()}, case.options)
     forward, backward = (
         getattr(torch.ops.ctm_fast, f"{case.op}_{way}").default for way in ("forward", "backward")
     )
@@ -156,7 +132,7 @@ def test_opcheck(case: OpCase, layout: Layout) -> None:
     outputs = forward(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = [layout(g) for g in cotangents(outputs)]
-    for wanted in ((True, True), (False, False)) if case.op == "nlm" else ((),):
+    for wanted in op.wanted:
         torch.library.opcheck(backward, (*grads, *arguments, *wanted), test_utils=OPCHECKS)
 
 

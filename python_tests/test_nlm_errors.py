@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ctm_fast import ops
 from ctm_fast.ops import nlm_pack, nlm_tick
-from ctm_fast.testing import OpCase, nlm_inputs
+from ctm_fast.testing import OpCase
+from ctm_fast.testing.nlm import nlm_inputs
 
 DEEP = OpCase("nlm", "deep", (3, 5, 4, 2))
 B, D, M = 3, 5, 4

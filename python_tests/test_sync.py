@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ctm_fast import ops
 from ctm_fast.ops.sync import reference
-from ctm_fast.testing import CASES, OpCase, cotangents, leaf, sync_inputs
+from ctm_fast.testing import CASES, OpCase, cotangents, leaf
+from ctm_fast.testing.sync import sync_inputs
 
 SYNC_CASES = [case for case in CASES if case.op == "sync"]
 ALL = OpCase("sync", "all-ticks", (6, 3, 7, 11))

@@ -1,7 +1,4 @@
-"""The ops as one table: inputs, arguments that take gradients, and the numerical contract they are held to.
-
-Tests and benchmarks of every op run over :data:`CASES`; a new op adds one :class:`Op` and its cases.
-"""
+"""The numerical contract of the ops, and what a case of one is."""
 
 from __future__ import annotations
 
@@ -12,18 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ctm_fast import ops
-
 Inputs = dict[str, Tensor]
 Evaluate = Callable[[Inputs], dict[str, Tensor]]
 
 
 class Op(NamedTuple):
-    """A public op: the function, its inputs for given sizes, and the names of what it returns."""
+    """A public op.
+
+    ``run`` is the function; ``inputs`` draws its arguments for given sizes; ``outputs`` names what it returns;
+    ``arguments`` gives those of the registered ``torch.ops.ctm_fast.<op>_forward`` for inputs and options;
+    ``wanted`` lists the flags that the registered backward takes behind them.
+    """
 
     run: Callable[..., Any]
     inputs: Callable[..., Inputs]
     outputs: tuple[str, ...]
+    arguments: Callable[[Inputs, Mapping[str, Any]], tuple[Any, ...]]
+    wanted: tuple[tuple[bool, ...], ...] = ((),)
+
+
+OPS: dict[str, Op] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,79 +130,3 @@ def padded(x: Tensor) -> Tensor:
 def leaf(x: Tensor) -> Tensor:
     """The same numbers as a leaf that takes gradients where it can."""
     return x.detach().requires_grad_(x.is_floating_point())
-
-
-def nlm_inputs(
-    batch: int, neurons: int, memory: int, hidden: int, *, dtype: torch.dtype, generator: torch.Generator
-) -> Inputs:
-    """Arguments of ``ops.nlm`` at the published initialisation's scale; ``hidden`` 0 is a linear model."""
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=generator) * scale).to(dtype)
-
-    width = hidden or 1
-    found: Inputs = {
-        "history": random(batch, neurons, memory),
-        "w1": random(memory, 2 * width, neurons, scale=(memory + 2 * width) ** -0.5),
-        "b1": random(1, neurons, 2 * width, scale=0.1),
-        "t1": torch.tensor([1.25], dtype=dtype),
-    }
-    if hidden:
-        found["w2"] = random(hidden, 2, neurons, scale=(hidden + 2) ** -0.5)
-        found["b2"] = random(1, neurons, 2, scale=0.1)
-        found["t2"] = torch.tensor([0.75], dtype=dtype)
-    return found
-
-
-def sync_inputs(
-    ticks: int, batch: int, neurons: int, pairs: int, *, dtype: torch.dtype, generator: torch.Generator
-) -> Inputs:
-    """Arguments of ``ops.sync``: random pairs, so some repeat and some join a neuron with itself."""
-    state = torch.float32 if dtype == torch.bfloat16 else dtype
-
-    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    left, right = torch.randint(0, neurons, (2, pairs), generator=generator)
-    left[: pairs // 4] = right[: pairs // 4]
-    return {
-        "activations": random(ticks, batch, neurons),
-        "left": left,
-        "right": right,
-        "decay": random(pairs).abs(),
-        "alpha": random(batch, pairs, dtype=state),
-        "beta": random(pairs, dtype=state).abs(),
-    }
-
-
-OPS = {
-    "nlm": Op(ops.nlm, nlm_inputs, ("z",)),
-    "sync": Op(ops.sync, sync_inputs, ("synchronisation", "alpha", "beta")),
-}
-
-_DROPOUT = {"dropout": 0.3, "seed": 7}
-
-CASES = (
-    OpCase("nlm", "deep", (5, 37, 6, 4)),
-    OpCase("nlm", "deep-dropout", (5, 37, 6, 4), _DROPOUT),
-    OpCase("nlm", "deep-whole-vectors", (8, 64, 8, 16)),
-    OpCase("nlm", "deep-batch-1", (1, 33, 25, 16)),
-    OpCase("nlm", "deep-one-neuron", (3, 1, 5, 3)),
-    OpCase("nlm", "deep-memory-1-hidden-1", (7, 19, 1, 1)),
-    OpCase("nlm", "deep-many-rows", (129, 17, 3, 2)),
-    OpCase("nlm", "linear", (5, 37, 6, 0)),
-    OpCase("nlm", "linear-dropout", (6, 20, 9, 0), _DROPOUT),
-    OpCase("nlm", "linear-one-of-all", (1, 1, 1, 0)),
-    OpCase("nlm", "no-batch", (0, 9, 4, 2)),
-    OpCase("nlm", "no-neurons", (3, 0, 4, 2)),
-    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
-    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
-    OpCase("sync", "one-tick", (1, 3, 16, 40)),
-    OpCase("sync", "batch-1-long", (40, 1, 33, 17)),
-    OpCase("sync", "many-samples", (3, 67, 12, 65)),
-    OpCase("sync", "many-samples-last-tick", (3, 67, 12, 65), {"last": True}),
-    OpCase("sync", "few-of-many-neurons", (4, 20, 300, 9)),
-    OpCase("sync", "one-neuron", (4, 2, 1, 3)),
-    OpCase("sync", "no-pairs", (3, 2, 5, 0)),
-    OpCase("sync", "no-batch", (3, 0, 5, 4)),
-)

@@ -1,0 +1,42 @@
+"""The ops as one table: inputs, cases, and the numerical contract they are held to.
+
+Tests and benchmarks of every op run over :data:`CASES`. A new op adds one file here with its
+:class:`~ctm_fast.testing.contract.Op` and its cases, and one line each below: all cases, small ones for the
+checks that take many evaluations, and ones whose result stays well-conditioned for extreme values.
+"""
+
+from ctm_fast.testing import nlm, sync
+from ctm_fast.testing.contract import (
+    OPS,
+    Inputs,
+    Op,
+    OpCase,
+    breaches,
+    cotangents,
+    error_bound,
+    leaf,
+    padded,
+    relative_error,
+    upcast,
+)
+
+CASES = nlm.CASES + sync.CASES
+SMALL = nlm.SMALL + sync.SMALL
+EXTREME = nlm.EXTREME + sync.EXTREME
+
+__all__ = [
+    "CASES",
+    "EXTREME",
+    "OPS",
+    "SMALL",
+    "Inputs",
+    "Op",
+    "OpCase",
+    "breaches",
+    "cotangents",
+    "error_bound",
+    "leaf",
+    "padded",
+    "relative_error",
+    "upcast",
+]

@@ -1,0 +1,72 @@
+"""Inputs and cases of ``ops.nlm``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm_fast import ops
+from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+
+
+def nlm_inputs(
+    batch: int, neurons: int, memory: int, hidden: int, *, dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    """Arguments of ``ops.nlm`` at the published initialisation's scale; ``hidden`` 0 is a linear model."""
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+    width = hidden or 1
+    found: Inputs = {
+        "history": random(batch, neurons, memory),
+        "w1": random(memory, 2 * width, neurons, scale=(memory + 2 * width) ** -0.5),
+        "b1": random(1, neurons, 2 * width, scale=0.1),
+        "t1": torch.tensor([1.25], dtype=dtype),
+    }
+    if hidden:
+        found["w2"] = random(hidden, 2, neurons, scale=(hidden + 2) ** -0.5)
+        found["b2"] = random(1, neurons, 2, scale=0.1)
+        found["t2"] = torch.tensor([0.75], dtype=dtype)
+    return found
+
+
+def _arguments(inputs: Inputs, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    seed = options.get("seed")
+    weights = [*inputs.values(), *[None] * (7 - len(inputs))]
+    return (*weights, options.get("dropout", 0.0), None if seed is None else torch.tensor([seed]))
+
+
+OPS["nlm"] = Op(ops.nlm, nlm_inputs, ("z",), _arguments, ((True, True), (False, False)))
+
+_DROPOUT = {"dropout": 0.3, "seed": 7}
+
+CASES = (
+    OpCase("nlm", "deep", (5, 37, 6, 4)),
+    OpCase("nlm", "deep-dropout", (5, 37, 6, 4), _DROPOUT),
+    OpCase("nlm", "deep-whole-vectors", (8, 64, 8, 16)),
+    OpCase("nlm", "deep-batch-1", (1, 33, 25, 16)),
+    OpCase("nlm", "deep-one-neuron", (3, 1, 5, 3)),
+    OpCase("nlm", "deep-memory-1-hidden-1", (7, 19, 1, 1)),
+    OpCase("nlm", "deep-many-rows", (129, 17, 3, 2)),
+    OpCase("nlm", "linear", (5, 37, 6, 0)),
+    OpCase("nlm", "linear-dropout", (6, 20, 9, 0), _DROPOUT),
+    OpCase("nlm", "linear-one-of-all", (1, 1, 1, 0)),
+    OpCase("nlm", "no-batch", (0, 9, 4, 2)),
+    OpCase("nlm", "no-neurons", (3, 0, 4, 2)),
+)
+
+SMALL = (
+    OpCase("nlm", "deep", (2, 3, 4, 2)),
+    OpCase("nlm", "deep-dropout", (2, 3, 4, 2), _DROPOUT),
+    OpCase("nlm", "linear", (2, 3, 4, 0)),
+)
+
+# One step of memory: no sum cancels; large inputs saturate the gates and the result stays well-conditioned.
+EXTREME = (
+    OpCase("nlm", "deep", (64, 37, 1, 1)),
+    OpCase("nlm", "linear", (64, 37, 1, 0)),
+)

@@ -1,0 +1,63 @@
+"""Inputs and cases of ``ops.sync``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctm_fast import ops
+from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+
+
+def sync_inputs(
+    ticks: int, batch: int, neurons: int, pairs: int, *, dtype: torch.dtype, generator: torch.Generator
+) -> Inputs:
+    """Arguments of ``ops.sync``: random pairs, so some repeat and some join a neuron with itself."""
+    state = torch.float32 if dtype == torch.bfloat16 else dtype
+
+    def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    left, right = torch.randint(0, neurons, (2, pairs), generator=generator)
+    left[: pairs // 4] = right[: pairs // 4]
+    return {
+        "activations": random(ticks, batch, neurons),
+        "left": left,
+        "right": right,
+        "decay": random(pairs).abs(),
+        "alpha": random(batch, pairs, dtype=state),
+        "beta": random(pairs, dtype=state).abs(),
+    }
+
+
+def _arguments(inputs: Inputs, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (*inputs.values(), options.get("last", False))
+
+
+OPS["sync"] = Op(ops.sync, sync_inputs, ("synchronisation", "alpha", "beta"), _arguments)
+
+CASES = (
+    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
+    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
+    OpCase("sync", "one-tick", (1, 3, 16, 40)),
+    OpCase("sync", "batch-1-long", (40, 1, 33, 17)),
+    OpCase("sync", "many-samples", (3, 67, 12, 65)),
+    OpCase("sync", "many-samples-last-tick", (3, 67, 12, 65), {"last": True}),
+    OpCase("sync", "few-of-many-neurons", (4, 20, 300, 9)),
+    OpCase("sync", "one-neuron", (4, 2, 1, 3)),
+    OpCase("sync", "no-pairs", (3, 2, 5, 0)),
+    OpCase("sync", "no-batch", (3, 0, 5, 4)),
+)
+
+SMALL = (
+    OpCase("sync", "all-ticks", (3, 2, 4, 5)),
+    OpCase("sync", "last-tick", (3, 2, 4, 5), {"last": True}),
+)
+
+EXTREME = (
+    OpCase("sync", "all-ticks", (6, 5, 37, 23)),
+    OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
+)
