@@ -17,7 +17,7 @@ An experiment is one short module ``tasks/<name>/`` with a configuration and a t
   ``batch(step, generator)``
       the training batch of one step as a tuple of CPU tensors, the model's input first. It depends on nothing
       but its arguments: that is why a resumed run continues bit for bit, and why worker processes may prepare
-      batches ahead;
+      batches ahead. With a curriculum it also reads the level, ``self.curriculum.level``;
   ``evaluation_batches()``
       the fixed evaluation set, in the same form;
   ``loss(model, batch)``
@@ -27,6 +27,16 @@ An experiment is one short module ``tasks/<name>/`` with a configuration and a t
   ``analyse(model, folder)``
       optional: the pictures of a trained model. ``evaluate`` can be replaced too where a mean over batches is
       not enough;
+  ``curves``
+      optional: the metrics that ``training.png`` shows over the steps;
+  ``make_curriculum()``
+      optional: a :class:`tasks.curriculum.Curriculum`, whose level rises where training metrics reach their
+      goals. The loop feeds it, logs its level as a column of ``train.csv`` and keeps its state in the
+      checkpoint, so a resumed run is at the same level with the same running means; batches that workers
+      prepared for an earlier level are thrown away;
+  ``beyond_batches()``
+      optional: sets that are harder than training (longer, larger), by name, which only the command
+      ``evaluate`` scores, as ``name/metric``;
 
 * ``__main__.py`` with ``raise SystemExit(tasks.command.main(TheTask))``.
 

@@ -20,6 +20,7 @@ from tasks import checkpointing
 from tasks.config import TrainConfig
 from tasks.errors import UserError, require
 from tasks.folders import make_folder, open_run_folder, write_text
+from tasks.pictures import training_curves
 from tasks.setup import cpu_threads, make_accelerator
 from tasks.task import Task
 from tasks.train import Trainer
@@ -86,7 +87,7 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
         target = make_folder(command.out or path.parent)
         task, model, accelerator = _load(task_class, path, command)
         if isinstance(command, Analyse):
-            _draw(task, model, accelerator, target)
+            _draw(task, model, accelerator, path.parent, target)
         else:
             _evaluate(task, model, accelerator, target)
     except UserError as error:
@@ -140,7 +141,7 @@ def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
         return INTERRUPTED
     if trainer.accelerator.is_main_process:
-        _draw(task, trainer.model, trainer.accelerator, folder)
+        _draw(task, trainer.model, trainer.accelerator, folder, folder)
     return 0
 
 
@@ -170,7 +171,7 @@ def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path
 
 
 def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
-    metrics = task.evaluate(model, accelerator)
+    metrics = task.evaluate(model, accelerator) | task.evaluate_beyond(model, accelerator)
     for name, value in metrics.items():
         print(f"{name:<34}{value.mean().item():.4f}")
     path = folder / "evaluation.json"
@@ -178,8 +179,11 @@ def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folde
     print(f"wrote {path}")
 
 
-def _draw(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
+def _draw(task: Task[Any], model: nn.Module, accelerator: Accelerator, run: Path, folder: Path) -> None:
     """Draw in full precision: what a model tracks leaves it as NumPy arrays, which have no bfloat16."""
     plain = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    for path in task.analyse(plain.eval(), folder):
+    pictures = task.analyse(plain.eval(), folder)
+    if task.curves:
+        pictures += training_curves(run, task.curves, folder / "training.png")
+    for path in pictures:
         print(f"wrote {path}")

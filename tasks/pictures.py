@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,30 @@ def heat_map(axes: Axes, values: Array, label: str, vmin: float, vmax: float, cm
     figure = axes.get_figure()
     assert figure is not None
     figure.colorbar(image, ax=axes, label=label, pad=0.02)
+
+
+def training_curves(run: Path, metrics: Sequence[str], path: Path) -> list[Path]:
+    """Draw ``metrics`` over the steps, from the logs of the folder ``run``, and the curriculum's level.
+
+    Returns the file written; nothing where ``run`` holds no log.
+    """
+    logs = {name: _columns(file) for name in ("train", "test") if (file := run / f"{name}.csv").is_file()}
+    level = [name for name in ("level",) if any(name in columns for columns in logs.values())]
+    panels = [name for name in (*metrics, *level) if any(name in columns for columns in logs.values())]
+    if not panels:
+        return []
+    figure = Figure(figsize=(3.8 * len(panels), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for log, columns in logs.items():
+            if name in columns:
+                label = "training" if log == "train" else "evaluation"
+                axes.plot(columns["iteration"], columns[name], lw=1.2, label=label)
+        axes.set(xlabel="step", title=name.replace("_", " "))
+        axes.legend(fontsize=8)
+    return [save_figure(figure, path)]
+
+
+def _columns(path: Path) -> dict[str, Array]:
+    with path.open(newline="") as file:
+        names, *rows = list(csv.reader(file))
+    return dict(zip(names, np.array(rows, dtype=float).T, strict=True))

@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tasks.config import TrainConfig
+from tasks.curriculum import Curriculum
 from tasks.logs import Meter
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -27,10 +28,16 @@ class Task(ABC, Generic[Config]):
     config_class: ClassVar[type[TrainConfig]]
     presets: ClassVar[Mapping[str, TrainConfig]]
     score: ClassVar[str]
+    curves: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config, data_dir: Path | None = None) -> None:
         self.config = config
         self.data_dir = data_dir
+        self.curriculum = self.make_curriculum()
+
+    def make_curriculum(self) -> Curriculum | None:
+        """The curriculum whose level :meth:`batch` reads from ``self.curriculum``; None for none."""
+        return None
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -38,23 +45,44 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        """Training batch of ``step`` on the CPU, inputs first; everything random comes from ``generator``."""
+        """Training batch of ``step`` on the CPU, inputs first; everything random comes from ``generator``.
+
+        Beside its arguments it may depend on the level of the curriculum.
+        """
 
     @abstractmethod
     def evaluation_batches(self) -> Iterable[Batch]:
         """The fixed evaluation set."""
 
+    def beyond_batches(self) -> Mapping[str, Iterable[Batch]]:
+        """Fixed sets that are harder than training, by name; only the command ``evaluate`` runs them."""
+        return {}
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and metrics, each (B, ...) with one row per sample."""
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
         """Means of the loss and of all metrics over the evaluation set, shared out over the processes."""
+        return self.means(model, accelerator, self.evaluation_batches())
+
+    def evaluate_beyond(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+        """The same for every set of :meth:`beyond_batches`, as ``set/metric``."""
+        return {
+            f"{name}/{metric}": mean
+            for name, batches in self.beyond_batches().items()
+            for metric, mean in self.means(model, accelerator, batches).items()
+        }
+
+    @torch.no_grad()
+    def means(
+        self, model: nn.Module, accelerator: Accelerator, batches: Iterable[Batch]
+    ) -> dict[str, Tensor]:
+        """Means of the loss and of all metrics over ``batches``, shared out over the processes."""
         was_training = model.training
         model.eval()
         meter = Meter()
-        for index, batch in enumerate(self.evaluation_batches()):
+        for index, batch in enumerate(batches):
             if index % accelerator.num_processes == accelerator.process_index:
                 loss, metrics = self.loss(model, send_to_device(batch, accelerator.device))
                 meter.add({"loss": loss, **metrics})

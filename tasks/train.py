@@ -30,6 +30,7 @@ from tasks.task import Batch, Task, batch_generator
 
 KEPT = "the last checkpoint is kept"
 NEEDED_TO_RESUME = {"optimizer_state_dict", "scheduler_state_dict", "meters", "args", "other_rng_states"}
+NEEDED_BY_CURRICULUM = {"curriculum_state_dict"}
 MAY_CHANGE_ON_RESUME = {"num_workers", "save_every"}
 
 
@@ -80,6 +81,8 @@ class Trainer:
                 last = self.step == total
                 if self.step % self.config.log_every == 0 or last:
                     self._log(bar)
+                if self.task.curriculum:
+                    self.task.curriculum.update(self.step)
                 if self.step % self.config.track_every == 0 or last:
                     self._evaluate(bar)
                 stopping = self._all_agree(stop.requested)
@@ -99,17 +102,24 @@ class Trainer:
         return bool(self.accelerator.reduce(flag) > 0)
 
     def _batches(self) -> Iterator[Batch]:
-        steps = _Steps(self.task, self.config.seed, self.accelerator.process_index)
-        loader = DataLoader(
-            steps,
+        """Batches of all steps to come; what workers prepared for an earlier level is thrown away."""
+        curriculum = self.task.curriculum
+        while self.step < self.config.training_iterations:
+            level = curriculum and curriculum.level
+            for batch in self._loader():
+                yield send_to_device(batch, self.accelerator.device, non_blocking=True)
+                if curriculum and curriculum.level != level:
+                    break
+
+    def _loader(self) -> DataLoader[Batch]:
+        return DataLoader(
+            _Steps(self.task, self.config.seed, self.accelerator.process_index),
             batch_size=None,
             sampler=range(self.step, self.config.training_iterations),
             num_workers=self.config.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # the loader would draw its seed from the global generator
         )
-        for batch in loader:
-            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def _update(self, batch: Batch) -> None:
         loss, metrics = self.task.loss(self.model, batch)
@@ -125,6 +135,8 @@ class Trainer:
         self.optimizer.zero_grad()
         for meter in self.meters.values():
             meter.add({"loss": loss, **metrics})
+        if self.task.curriculum:
+            self.task.curriculum.add({"loss": loss, **metrics})
         self.step += 1
 
     def _log(self, bar: tqdm[Any]) -> None:
@@ -133,7 +145,10 @@ class Trainer:
         require(math.isfinite(loss), "loss", f"stay finite ({KEPT})", loss, "train")
         bar.set_postfix(loss=f"{loss:.4f}")
         if self.log:
-            self.log.write("train", self.step, means, lr=self.config.learning_rate(self.step - 1))
+            more = {"lr": self.config.learning_rate(self.step - 1)}
+            if self.task.curriculum:
+                more["level"] = self.task.curriculum.level
+            self.log.write("train", self.step, means, **more)
 
     def _evaluate(self, bar: tqdm[Any]) -> None:
         metrics = self.task.evaluate(self.accelerator.unwrap_model(self.model), self.accelerator)
@@ -171,6 +186,7 @@ class Trainer:
             "args": Namespace(task=self.task.name, **asdict(self.config)),
             "best_score": self.best,
             "meters": {name: meter.state_dict() for name, meter in self.meters.items()},
+            "curriculum_state_dict": self.task.curriculum.state_dict() if self.task.curriculum else {},
             **self.history,
         }
 
@@ -193,13 +209,16 @@ class Trainer:
         }
         for name, meter in self.meters.items():
             meter.load_state_dict(state["meters"][name], self.accelerator.device)
+        if self.task.curriculum:
+            self.task.curriculum.load_state_dict(state["curriculum_state_dict"], self.accelerator.device)
         random_states = [state, *state["other_rng_states"]]
         processes = self.accelerator.num_processes
         require(processes == len(random_states), "processes", f"be {len(random_states)}", processes, "resume")
         checkpointing.restore_random_state(random_states[self.accelerator.process_index])
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        missing = NEEDED_TO_RESUME - state.keys()
+        needed = NEEDED_TO_RESUME | (NEEDED_BY_CURRICULUM if self.task.curriculum else set())
+        missing = needed - state.keys()
         require(not missing, "checkpoint", f"hold {sorted(missing)}", str(self.folder), "resume")
         saved = vars(state["args"])
         for name, value in {"task": self.task.name, **asdict(self.config)}.items():
