@@ -19,6 +19,7 @@ from tasks.logs import Meter
 
 Config = TypeVar("Config", bound=TrainConfig)
 Batch = tuple[Tensor, ...]
+EVALUATION_SEED = 2**32  # above every seed of a configuration
 
 
 class Task(ABC, Generic[Config]):

@@ -15,9 +15,7 @@ from tasks.losses import at_tick, parity_loss
 from tasks.parity import pictures
 from tasks.parity.config import PRESETS, ParityConfig
 from tasks.parity.data import positions, random_sequences, sequences, split_patterns
-from tasks.task import Batch, Task, batch_generator
-
-EVALUATION_SEED = 2**32
+from tasks.task import EVALUATION_SEED, Batch, Task, batch_generator
 
 
 class Parity(Task[ParityConfig]):
