@@ -23,6 +23,8 @@ class TrainConfig:
     """Evaluation samples per batch."""
     n_test_batches: int = 20
     """Number of evaluation batches."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    """AdamW, or centred RMSProp with momentum in the form of Graves."""
     lr: float = 1e-4
     """Learning rate after the warmup."""
     warmup_steps: int = 500
@@ -34,7 +36,7 @@ class TrainConfig:
     gamma: float = 0.1
     """Factor of a multistep schedule."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     weight_decay_exclusion_list: tuple[str, ...] = ()
     """Parameters whose name contains one of these are not decayed."""
     gradient_clipping: float | None = None
@@ -65,6 +67,8 @@ class TrainConfig:
         require_positive(self, "log_every track_every save_every")
         for name in ("warmup_steps", "weight_decay", "num_workers"):
             require(getattr(self, name) >= 0, name, "not be negative", getattr(self, name))
+        known = self.optimizer in ("adamw", "rmsprop")
+        require(known, "optimizer", "be adamw or rmsprop", self.optimizer)
         require(0 <= self.seed < 2**32, "seed", "lie in [0, 2^32)", self.seed)
         require(0 < self.lr < float("inf"), "lr", "be positive and finite", self.lr)
         require(self.gamma > 0, "gamma", "be positive", self.gamma)

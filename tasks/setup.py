@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from tasks.config import TrainConfig
+from tasks.rmsprop import GravesRMSprop
 from tasks.task import Batch
 
 
@@ -44,8 +45,8 @@ def materialise(model: nn.Module, batch: Batch) -> None:
             model.eval()(batch[0][:1])
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> AdamW:
-    """AdamW; parameters named in ``weight_decay_exclusion_list`` form a group without decay."""
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> Optimizer:
+    """AdamW or RMSProp; parameters named in ``weight_decay_exclusion_list`` form a group without decay."""
     named = list(model.named_parameters())
     excluded = [p for n, p in named if any(part in n for part in config.weight_decay_exclusion_list)]
     groups: list[dict[str, Any]] = [{"params": [p for _, p in named]}]
@@ -55,6 +56,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
             {"params": [p for _, p in named if id(p) not in skip]},
             {"params": excluded, "weight_decay": 0.0},
         ]
+    if config.optimizer == "rmsprop":
+        return GravesRMSprop(groups, lr=config.lr, weight_decay=config.weight_decay)
     eps = 1e-6 if config.mixed_precision == "fp16" else 1e-8
     fused = device.type in ("cpu", "cuda")
     return AdamW(groups, lr=config.lr, eps=eps, weight_decay=config.weight_decay, fused=fused)
