@@ -10,8 +10,11 @@ from ctm_fast.models.ff import FFBaseline
 from ctm_fast.models.lstm import LSTMBaseline
 from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
 from ctm_fast.models.lstm_rl import LSTMBaselineRL
+from ctm_fast.models.ntm import NTM, NtmOutput
+from ctm_fast.models.ntm_state import NtmState, NtmTrace
 
 __all__ = [
+    "NTM",
     "Agent",
     "ArgumentError",
     "ContinuousThoughtMachine",
@@ -22,4 +25,7 @@ __all__ = [
     "LSTMBaseline",
     "LSTMBaselineQAMNIST",
     "LSTMBaselineRL",
+    "NtmOutput",
+    "NtmState",
+    "NtmTrace",
 ]

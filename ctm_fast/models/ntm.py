@@ -1,0 +1,196 @@
+"""Neural Turing Machine (Graves, Wayne and Danihelka, arXiv 1410.5401).
+
+Letters: T steps, B batch, I inputs, O outputs, N slots, W width of a slot, R read heads, V write heads, C
+controller size, P size of the interface vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ctm_fast import ops
+from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.hub import HubMixin
+from ctm_fast.models.ntm_controller import CONTROLLERS, Controller
+from ctm_fast.models.ntm_heads import LinearHeads, SplitHeads
+from ctm_fast.models.ntm_state import InitialMemory, MemoryState, NtmState, NtmTrace
+
+Steps = list[MemoryState]
+
+XAVIER_GAIN = 2.0
+
+
+class NtmOutput(NamedTuple):
+    """What :class:`NTM` returns: outputs, the state to go on from, and the trace where it was asked for."""
+
+    output: Tensor  # (T, B, O)
+    state: NtmState
+    trace: NtmTrace | None
+
+
+class NTM(nn.Module, HubMixin):
+    """A controller that reads from and writes to N slots of memory through attention.
+
+    At every step the controller sees the input and what was read at the step before; a linear map of its
+    output gives the interface vector, from which the heads address, read and write (``ops.ntm_step``); the
+    output is a linear map of the controller's output and this step's reads.
+
+    Args:
+        input_size, output_size: I, O.
+        controller: "lstm", "rnn" (tanh) or "ff" (tanh layers without state).
+        controller_size: C; None only with ``split_hidden``, where it follows from the heads.
+        controller_layers: layers of the controller.
+        controller_sees_reads: False for a controller of the inputs alone: the interface vectors of a whole
+            sequence are then known beforehand, and the memory part is one call of ``ops.ntm_sequence``.
+        slots, width, read_heads, write_heads: N, W, R, V.
+        shift: S, odd: a head shifts by -(S // 2) to S // 2 slots.
+        memory_init: "constant" (1e-6), "zeros", "random" or "learned".
+        weights_init: "learned", "one_hot" or "uniform".
+        read_init: "learned", "zeros" or "random"; see ``InitialMemory`` for all three.
+        clip: interface vector and output are clamped to [-clip, clip]; None for no bound.
+        split_hidden: nothing between controller and heads: the controller's output itself is the interface
+            vector followed by the output, which is multiplied by one learnable temperature (5 at the start),
+            and the controller sees only what the last read head read. Its weights start Xavier uniform with
+            gain 2, its biases at zero.
+        **layout: further fields of ``ops.NtmLayout``: order, key, add, strength, eps, eps_placement,
+            shared_weights. Keys and add vectors pass through tanh unless given.
+
+    Raises:
+        ArgumentError: a size below 1, an even shift, fewer slots than the shift is wide, an unknown name, or a
+            bound that is not positive.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        controller: str = "lstm",
+        controller_size: int | None = 100,
+        controller_layers: int = 1,
+        controller_sees_reads: bool = True,
+        slots: int = 128,
+        width: int = 20,
+        read_heads: int = 1,
+        write_heads: int = 1,
+        shift: int = 3,
+        memory_init: str = "constant",
+        weights_init: str = "learned",
+        read_init: str = "learned",
+        clip: float | None = 20.0,
+        split_hidden: bool = False,
+        **layout: Any,
+    ) -> None:
+        super().__init__()
+        require_positive(input_size=input_size, output_size=output_size, controller_layers=controller_layers)
+        require_positive(slots=slots, width=width, read_heads=read_heads, write_heads=write_heads)
+        require(shift >= 1 and shift % 2 == 1, f"shift must be odd and at least 1, got {shift}")
+        require(slots >= shift, f"slots must be at least shift={shift}, got {slots}")
+        require(clip is None or clip > 0, f"clip must be positive or None, got {clip}")
+        self.input_size, self.output_size, self.clip = input_size, output_size, clip
+        self.controller_sees_reads = controller_sees_reads
+        heads = {"read_heads": read_heads, "write_heads": write_heads, "width": width, "shift": shift}
+        self.layout = ops.NtmLayout(**{"key": "tanh", "add": "tanh", **heads, **layout})
+        self.start = InitialMemory(
+            slots, width, read_heads, write_heads, memory_init, weights_init, read_init
+        )
+        self.heads: LinearHeads | SplitHeads
+        if split_hidden:
+            require(controller_size is None, f"controller_size must be None, got {controller_size}")
+            self.heads, fed_back = SplitHeads(self.layout.size, output_size), width
+            controller_size = self.layout.size + output_size
+        else:
+            require(controller_size is not None, "controller_size must be given without split_hidden")
+            assert controller_size is not None
+            require_positive(controller_size=controller_size)
+            reads, fed_back = (read_heads, width), read_heads * width
+            self.heads = LinearHeads(controller_size, self.layout.size, reads, output_size)
+        known = ", ".join(CONTROLLERS)
+        require(controller in CONTROLLERS, f"controller must be one of {known}, got {controller!r}")
+        self.controller: Controller = CONTROLLERS[controller](
+            input_size, fed_back if controller_sees_reads else 0, controller_size, controller_layers
+        )
+        if split_hidden:
+            self._reset_controller()
+
+    def _reset_controller(self) -> None:
+        for parameter in self.controller.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter, XAVIER_GAIN)
+            else:
+                nn.init.zeros_(parameter)
+
+    def initial_state(self, batch: int) -> NtmState:
+        """The state before the first step of ``batch`` samples."""
+        memory = self.start(batch)
+        return NtmState(self.controller.initial(batch, memory.memory), memory)
+
+    def forward(self, x: Tensor, state: NtmState | None = None, *, trace: bool = False) -> NtmOutput:
+        """Run T steps.
+
+        Args:
+            x: (T, B, I), floating point; T at least 1. Steps without input are zeros.
+            state: what an earlier call returned; None for :meth:`initial_state`.
+            trace: also return weightings and memory after every step.
+
+        Raises:
+            ValueError: ``x`` has another shape.
+        """
+        if x.dim() != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
+            raise ValueError(f"NTM: x must have shape (T, B, {self.input_size}), got {tuple(x.shape)}")
+        state = self.initial_state(x.shape[1]) if state is None else state
+        if self.controller_sees_reads or trace:
+            hidden, reads, state, steps = self._steps(x, state, trace)
+        else:
+            hidden, reads, state, steps = self._sequence(x, state)
+        output = self._clamp(self.heads.output(hidden, reads))
+        return NtmOutput(output, state, _stack(steps) if trace else None)
+
+    def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState, Steps]:
+        """Controller first, then the memory part of all steps in one call."""
+        hidden, controller = self.controller.sequence(x, state.controller)
+        before = state.memory
+        after = ops.ntm_sequence(
+            before.memory,
+            self._clamp(self.heads.interface(hidden)),
+            before.read_weights,
+            before.write_weights,
+            layout=self.layout,
+        )
+        memory = MemoryState(after.memory, after.reads[-1], after.read_weights, after.write_weights)
+        return hidden, after.reads, NtmState(controller, memory), []
+
+    def _steps(self, x: Tensor, state: NtmState, trace: bool) -> tuple[Tensor, Tensor, NtmState, Steps]:
+        step = self.controller.stepper(x)
+        layers, memory = self.controller.split(state.controller), state.memory
+        outputs, reads, steps = [], [], []
+        for t in range(len(x)):
+            hidden, layers = step(t, self._seen(memory.reads), layers)
+            interface = self._clamp(self.heads.interface(hidden))
+            found = ops.ntm_step(
+                memory.memory, interface, memory.read_weights, memory.write_weights, layout=self.layout
+            )
+            memory = MemoryState(found.memory, found.reads, found.read_weights, found.write_weights)
+            outputs.append(hidden)
+            reads.append(memory.reads)
+            if trace:
+                steps.append(MemoryState(*(part.detach() for part in memory)))
+        state = NtmState(self.controller.join(layers), memory)
+        return torch.stack(outputs), torch.stack(reads), state, steps
+
+    def _seen(self, reads: Tensor) -> Tensor:
+        return self.heads.fed_back(reads) if self.controller_sees_reads else reads.new_zeros(len(reads), 0)
+
+    def _clamp(self, values: Tensor) -> Tensor:
+        return values if self.clip is None else values.clamp(-self.clip, self.clip)
+
+
+def _stack(steps: Steps) -> NtmTrace:
+    return NtmTrace(
+        torch.stack([step.read_weights for step in steps]),
+        torch.stack([step.write_weights for step in steps]),
+        torch.stack([step.memory for step in steps]),
+    )

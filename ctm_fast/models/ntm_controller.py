@@ -1,0 +1,167 @@
+"""Controllers of the Neural Turing Machine: feed-forward, vanilla RNN and LSTM, run step by step or at once.
+
+Letters: T steps, B batch, I inputs, F reads that are fed back (as one vector), C controller size, L layers,
+G gates (C, or 4 C of an LSTM). A layer's state is a tuple of (B, C): (hidden, cell), (hidden,) or (); that of
+a controller is a tuple of (L, B, C), in the order of ``torch.nn.LSTM``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]
+Step = Callable[[int, Tensor, list[State]], tuple[Tensor, list[State]]]
+
+
+class LayerWeights(NamedTuple):
+    """One layer: gates = input @ inputs.T + hidden @ recurrent.T + bias."""
+
+    inputs: Tensor  # (G, I + F) in the lowest layer, (G, C) above
+    recurrent: Tensor | None  # (G, C)
+    bias: Tensor  # (G)
+
+
+class Controller(nn.Module, ABC):
+    """What the controllers share.
+
+    Args:
+        inputs: I.
+        fed_back: F; 0 for a controller that does not see what was read.
+        size: C.
+        layers: L.
+    """
+
+    states: int
+    """Tensors in the state of a layer."""
+
+    def __init__(self, inputs: int, fed_back: int, size: int, layers: int) -> None:
+        super().__init__()
+        self.inputs, self.fed_back, self.size, self.layers = inputs, fed_back, size, layers
+
+    @abstractmethod
+    def weights(self) -> list[LayerWeights]:
+        """The parameters by layer, the lowest first."""
+
+    @abstractmethod
+    def activate(self, gates: Tensor, state: State) -> State:
+        """Gates (B, G) and a layer's state to the layer's output (B, C), followed by what else is kept."""
+
+    @abstractmethod
+    def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """All steps of (T, B, I + F) at once: outputs (T, B, C) and the state after the last."""
+
+    def initial(self, batch: int, like: Tensor) -> State:
+        """A state of zeros in the dtype and on the device of ``like``."""
+        return tuple(like.new_zeros(self.layers, batch, self.size) for _ in range(self.states))
+
+    def split(self, state: State) -> list[State]:
+        """A controller's state by layer."""
+        return [tuple(part[layer] for part in state) for layer in range(self.layers)]
+
+    def join(self, layers: list[State]) -> State:
+        """The inverse of :meth:`split`."""
+        return tuple(torch.stack([layer[part] for layer in layers]) for part in range(self.states))
+
+    def stepper(self, x: Tensor) -> Step:
+        """The function of one step of one forward, for inputs (T, B, I).
+
+        What needs no reads is done here, once: the inputs of all steps are projected, and the weights of what
+        is fed back joined. The function takes the step's index, the reads (B, F) and the states by layer, and
+        returns the output (B, C) and the new states.
+        """
+        layers = self.weights()
+        lowest = layers[0]
+        projected = F.linear(x, lowest.inputs[:, : self.inputs], lowest.bias).unbind(0)
+        joined = [_joined(lowest.inputs[:, self.inputs :], lowest.recurrent)]
+        joined += [_joined(layer.inputs, layer.recurrent) for layer in layers[1:]]
+
+        def step(t: int, reads: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+            below, new = reads, []
+            for index, (weight, state) in enumerate(zip(joined, states, strict=True)):
+                known = torch.cat((below, state[0]), 1) if state else below
+                gates = torch.addmm(layers[index].bias if index else projected[t], known, weight)
+                kept = self.activate(gates, state)
+                below = kept[0]
+                new.append(kept[: self.states])
+            return below, new
+
+        return step
+
+
+def _joined(inputs: Tensor, recurrent: Tensor | None) -> Tensor:
+    return (inputs if recurrent is None else torch.cat((inputs, recurrent), 1)).t()
+
+
+class FeedForwardController(Controller):
+    """Layers of tanh units."""
+
+    states = 0
+
+    def __init__(self, inputs: int, fed_back: int, size: int, layers: int) -> None:
+        super().__init__(inputs, fed_back, size, layers)
+        widths = [inputs + fed_back, *[size] * (layers - 1)]
+        self.linears = nn.ModuleList(nn.Linear(width, size) for width in widths)
+
+    def weights(self) -> list[LayerWeights]:
+        return [LayerWeights(linear.weight, None, linear.bias) for linear in self.linears]
+
+    def activate(self, gates: Tensor, state: State) -> State:
+        return (torch.tanh(gates),)
+
+    def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        for linear in self.linears:
+            x = torch.tanh(linear(x))
+        return x, ()
+
+
+class RecurrentController(Controller):
+    """Layers of ``torch.nn.RNN`` (tanh), whose parameters it has."""
+
+    states = 1
+
+    def __init__(self, inputs: int, fed_back: int, size: int, layers: int) -> None:
+        super().__init__(inputs, fed_back, size, layers)
+        self.rnn: nn.RNNBase = self._build()
+
+    def _build(self) -> nn.RNNBase:
+        return nn.RNN(self.inputs + self.fed_back, self.size, self.layers)
+
+    def weights(self) -> list[LayerWeights]:
+        return [LayerWeights(w, recurrent, b + c) for w, recurrent, b, c in self.rnn.all_weights]
+
+    def activate(self, gates: Tensor, state: State) -> State:
+        return (torch.tanh(gates),)
+
+    def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        outputs, hidden = self.rnn(x, state[0])
+        return outputs, (hidden,)
+
+
+class LSTMController(RecurrentController):
+    """Layers of ``torch.nn.LSTM``, whose parameters it has."""
+
+    states = 2
+
+    def _build(self) -> nn.RNNBase:
+        return nn.LSTM(self.inputs + self.fed_back, self.size, self.layers)
+
+    def activate(self, gates: Tensor, state: State) -> State:
+        i, f, g, o = gates.chunk(4, 1)
+        cell = torch.addcmul(torch.sigmoid(f) * state[1], torch.sigmoid(i), torch.tanh(g))
+        return torch.sigmoid(o) * torch.tanh(cell), cell
+
+    def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.rnn(x, state)
+
+
+CONTROLLERS: dict[str, type[Controller]] = {
+    "ff": FeedForwardController,
+    "rnn": RecurrentController,
+    "lstm": LSTMController,
+}
