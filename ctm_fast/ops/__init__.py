@@ -1,6 +1,33 @@
 """The fused operations, a folder each: public function, reference in plain torch, autograd, registration."""
 
 from ctm_fast.ops.nlm import NlmHistory, NlmPack, nlm, nlm_pack, nlm_tick
+from ctm_fast.ops.ntm import (
+    NtmHeads,
+    NtmLayout,
+    NtmStep,
+    NtmTrace,
+    ntm_address,
+    ntm_read,
+    ntm_sequence,
+    ntm_step,
+    ntm_write,
+)
 from ctm_fast.ops.sync import sync
 
-__all__ = ["NlmHistory", "NlmPack", "nlm", "nlm_pack", "nlm_tick", "sync"]
+__all__ = [
+    "NlmHistory",
+    "NlmPack",
+    "NtmHeads",
+    "NtmLayout",
+    "NtmStep",
+    "NtmTrace",
+    "nlm",
+    "nlm_pack",
+    "nlm_tick",
+    "ntm_address",
+    "ntm_read",
+    "ntm_sequence",
+    "ntm_step",
+    "ntm_write",
+    "sync",
+]
