@@ -46,13 +46,27 @@ COUNTS = {
     "4rooms_lstm_1": 7_813_692,
     "4rooms_ctm_2": 7_976_770,
     "4rooms_lstm_2": 7_979_304,
+    "ntm_copy_ff": 13_536,
+    "ntm_copy_lstm": 62_936,
+    "ntm_copy_collier": 63_336,
+    "ntm_copy_split": 344_422,
+    "ntm_repeat_copy_ff": 13_757,
+    "ntm_repeat_copy_lstm": 63_457,
+    "ntm_repeat_copy_split": 358_450,
+    "ntm_recall_ff": 120_486,
+    "ntm_recall_lstm": 62_294,
+    "ntm_ngrams_ff": 11_889,
+    "ntm_ngrams_lstm": 58_889,
+    "ntm_sort_ff": 472_712,
+    "ntm_sort_lstm": 215_048,
 }
 NON_BACKBONE = {"cifar10_ctm": 882_824, "imagenet_ctm": 128_974_014}
 
 
 def materialise(name):
     """The preset's model after one forward of one tick, its lazy sizes known."""
-    model = presets.build(name, **({} if name == "cifar10_ff" else {"iterations": 1}))
+    has_ticks = "iterations" in presets.get_preset(name).arguments
+    model = presets.build(name, **({"iterations": 1} if has_ticks else {}))
     inputs = presets.example_inputs(name)
     with torch.no_grad():
         if presets.get_preset(name).actions:

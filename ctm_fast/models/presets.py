@@ -20,8 +20,12 @@ from ctm_fast.models.ff import FFBaseline
 from ctm_fast.models.lstm import LSTMBaseline
 from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
 from ctm_fast.models.lstm_rl import LSTMBaselineRL
+from ctm_fast.models.ntm import NTM
+from ctm_fast.models.ntm_presets import NTM_ARGUMENTS
 
 Arguments = dict[str, Any]
+
+SEQUENCE_STEPS = 8  # of the example inputs of models that take sequences
 
 
 class Preset(NamedTuple):
@@ -32,12 +36,14 @@ class Preset(NamedTuple):
         arguments: the class's constructor arguments.
         example_shapes: shape of each input for one sample, without the batch dimension.
         actions: discrete actions of the agent around it; 0 where there is no agent.
+        batch_dim: where the batch dimension of an input goes.
     """
 
     model: type[nn.Module]
     arguments: Mapping[str, Any]
     example_shapes: tuple[tuple[int, ...], ...]
     actions: int = 0
+    batch_dim: int = 0
 
 
 _CTM: Arguments = {"deep_nlms": True, "do_layernorm_nlm": False}
@@ -183,6 +189,13 @@ def _reinforcement() -> dict[str, Preset]:
     return presets
 
 
+def _turing() -> dict[str, Preset]:
+    return {
+        name: Preset(NTM, arguments, ((SEQUENCE_STEPS, arguments["input_size"]),), batch_dim=1)
+        for name, arguments in NTM_ARGUMENTS.items()
+    }
+
+
 PRESETS: dict[str, Preset] = {
     **_images(),
     **_mazes(),
@@ -190,6 +203,7 @@ PRESETS: dict[str, Preset] = {
     **_sort(),
     **_qamnist(),
     **_reinforcement(),
+    **_turing(),
 }
 
 
@@ -213,10 +227,12 @@ def build(name: str, **overrides: Any) -> Any:
 def example_inputs(name: str, batch: int = 1) -> tuple[Tensor, ...]:
     """Random inputs that the model of preset ``name`` accepts, without an agent's state.
 
-    One tensor (batch, ...) per input, float32 or int64. Raises ``ValueError`` for an unknown preset.
+    One tensor per input, (batch, ...) or for models of sequences (T, batch, ...), float32 or int64. Raises
+    ``ValueError`` for an unknown preset.
     """
     preset = get_preset(name)
-    shapes = [(batch, *shape) for shape in preset.example_shapes]
+    dim = preset.batch_dim
+    shapes = [(*shape[:dim], batch, *shape[dim:]) for shape in preset.example_shapes]
     if name.startswith("parity"):
         return (torch.randint(0, 2, shapes[0]) * 2.0 - 1,)
     if name.startswith("4rooms"):
