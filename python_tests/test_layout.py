@@ -30,7 +30,13 @@ def definitions(path: Path) -> Iterator[ast.FunctionDef | ast.ClassDef]:
 
 
 def top_level(path: Path) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    yield from (n for n in ast.parse(path.read_text()).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not is_overload(node):
+            yield node
+
+
+def is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    return any(isinstance(x, ast.Name) and x.id == "overload" for x in node.decorator_list)
 
 
 def body_lines(node: ast.FunctionDef) -> int:

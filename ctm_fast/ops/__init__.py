@@ -1,5 +1,17 @@
 """The fused operations, a folder each: public function, reference in plain torch, autograd, registration."""
 
+from ctm_fast.ops.dnc import (
+    DncInterface,
+    DncLayout,
+    DncLink,
+    DncState,
+    DncStep,
+    DncTrace,
+    dnc_allocation,
+    dnc_link,
+    dnc_sequence,
+    dnc_step,
+)
 from ctm_fast.ops.nlm import NlmHistory, NlmPack, nlm, nlm_pack, nlm_tick
 from ctm_fast.ops.ntm import (
     NtmHeads,
@@ -15,12 +27,22 @@ from ctm_fast.ops.ntm import (
 from ctm_fast.ops.sync import sync
 
 __all__ = [
+    "DncInterface",
+    "DncLayout",
+    "DncLink",
+    "DncState",
+    "DncStep",
+    "DncTrace",
     "NlmHistory",
     "NlmPack",
     "NtmHeads",
     "NtmLayout",
     "NtmStep",
     "NtmTrace",
+    "dnc_allocation",
+    "dnc_link",
+    "dnc_sequence",
+    "dnc_step",
     "nlm",
     "nlm_pack",
     "nlm_tick",
