@@ -1,0 +1,114 @@
+"""Repeat copy: repeat a sequence as often as asked, then say the end (arXiv 1410.5401, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.curriculum import Curriculum
+from tasks.ntm import data
+from tasks.ntm.config import COLLIER, PAPER, QUICK, VectorConfig, model_fields, require_range
+from tasks.ntm.scores import Metrics
+from tasks.ntm.task import Difficulty, VectorTask
+from tasks.task import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatCopyConfig(VectorConfig):
+    """A repeat-copy run."""
+
+    shortest: int = 1
+    """Vectors of the shortest sequence."""
+    longest: int = 10
+    """Vectors of the longest sequence."""
+    fewest: int = 1
+    """Least copies asked for."""
+    most: int = 10
+    """Most copies asked for; the count that the model is told is normalised over 1 to this."""
+    curriculum_start: tuple[int, int] = (3, 2)
+    """Longest sequence and most copies that a curriculum starts with; each grows by one at a time."""
+    curriculum_end_goal: float = 0.8
+    """Share of sequences whose end is said in time at which sequences grow."""
+    beyond: tuple[tuple[int, int], ...] = ((10, 15), (10, 20), (20, 10))
+    """Pairs of length and copies that evaluate also tries."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self, "shortest", "longest")
+        require_range(self, "fewest", "most")
+        longest = max(length for length, _ in ((self.longest, 0), *self.beyond))
+        self.require_slots(longest, "vector of the longest sequence")
+
+
+PRESETS = {
+    "quick": RepeatCopyConfig(**QUICK, training_iterations=10_000, lr=1e-3),
+    "published": RepeatCopyConfig(
+        **model_fields("ntm_repeat_copy_split"),
+        alphabet="symbols",
+        bits=97,
+        curriculum=True,
+        curriculum_goal=0.98,
+        label_smoothing=0.05,
+        entropy_weight=0.005,
+        lr=1e-3,
+        weight_decay=1e-5,
+        batch_size=16,
+        training_iterations=20_000,
+    ),
+    "paper_ff": RepeatCopyConfig(**model_fields("ntm_repeat_copy_ff"), **PAPER, lr=1e-4),
+    "paper_lstm": RepeatCopyConfig(**model_fields("ntm_repeat_copy_lstm"), **PAPER, lr=1e-4),
+    "collier": RepeatCopyConfig(**model_fields("ntm_repeat_copy_lstm"), **COLLIER),
+}
+
+
+class RepeatCopy(VectorTask[RepeatCopyConfig]):
+    """Repeat a sequence of random vectors as often as asked, then say the end."""
+
+    name = "ntm_repeat_copy"
+    config_class = RepeatCopyConfig
+    presets = PRESETS
+    curves = (*VectorTask.curves, "accuracy_end")
+
+    @property
+    def _end_channels(self) -> int:
+        """One channel for the end; the published symbols have two beyond the alphabet, as the input has."""
+        return 2 if self.config.alphabet == "symbols" else 1
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.config.bits + 2, self.config.bits + self._end_channels
+
+    def make_curriculum(self) -> Curriculum | None:
+        c = self.config
+        length, copies = c.curriculum_start
+        last = max(c.longest - length, c.most - copies, 0)
+        return self.rising(range(last + 1), accuracy_end=c.curriculum_end_goal)
+
+    def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
+        c = self.config
+        longest, most = c.longest, c.most
+        if level is not None:
+            length, copies = c.curriculum_start
+            longest, most = min(longest, length + level), min(most, copies + level)
+        return data.between(c.shortest, longest, generator), data.between(c.fewest, most, generator)
+
+    def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
+        length, repeats = difficulty
+        vectors = self.vectors(length, batch, generator)
+        return data.repeat_copy(vectors, repeats, self.config.most, self._end_channels)
+
+    def beyond(self) -> Mapping[str, Difficulty]:
+        return {f"length_{length}_copies_{copies}": (length, copies) for length, copies in self.config.beyond}
+
+    def answer_loss(self, logits: Tensor, targets: Tensor, *others: Tensor) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().answer_loss(logits, targets)
+        end = self.config.bits
+        if self.config.alphabet == "symbols":
+            said = logits.argmax(-1) == end
+        else:
+            said = logits[..., end] > 0
+        in_time = (said == (targets[..., end] > 0.5)).all(0)
+        return loss, {**metrics, "accuracy_end": in_time.float()}

@@ -1,0 +1,1 @@
+"""The command ``python -m tasks.ntm_copy``; the experiment is :mod:`tasks.ntm.copy`."""
