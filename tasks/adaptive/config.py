@@ -1,0 +1,49 @@
+"""What the four experiments of adaptive computation time have in common in their configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.config import TrainConfig, require_positive
+from tasks.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig(TrainConfig):
+    """Model, ponder cost and curriculum of one run."""
+
+    cell: Literal["rnn", "lstm"]
+    """Tanh network or LSTM."""
+    hidden_size: int
+    """Units of the cell."""
+    adaptive: bool = True
+    """Decide the number of steps per input; False takes one step, for comparison."""
+    time_penalty: float = 0.001
+    """Weight tau of the ponder cost in the loss."""
+    reduction: Literal["sum", "mean"] = "sum"
+    """Add losses and ponder over a sequence (the paper) or average them."""
+    epsilon: float = 0.01
+    """An input is finished when its halting probabilities add up to 1 - epsilon."""
+    max_steps: int = 100
+    """Most steps per input."""
+    curriculum_goal: float | None = None
+    """Share of whole sequences right at which training gets harder; None trains at full difficulty."""
+    curriculum_every: int = 10
+    """Steps between two decisions of the curriculum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "hidden_size max_steps curriculum_every")
+        tau, goal = self.time_penalty, self.curriculum_goal
+        require(0 <= tau < float("inf"), "time_penalty", "be finite and not negative", tau)
+        require(0 < self.epsilon < 1, "epsilon", "lie in (0, 1)", self.epsilon)
+        fits = goal is None or 0 < goal <= 1
+        require(fits, "curriculum_goal", "lie in (0, 1] or be None", goal)
+
+
+def require_range(config: object, low: str, high: str, least: int, most: int) -> None:
+    """Raise ``UserError`` unless ``least`` <= ``config.low`` <= ``config.high`` <= ``most``."""
+    first, last = getattr(config, low), getattr(config, high)
+    require(least <= last <= most, high, f"lie in [{least}, {most}]", last)
+    require(least <= first <= last, low, f"lie in [{least}, {last}]", first)
