@@ -59,6 +59,11 @@ COUNTS = {
     "ntm_ngrams_lstm": 58_889,
     "ntm_sort_ff": 472_712,
     "ntm_sort_lstm": 215_048,
+    "dnc_babi_1": 891_766,
+    "dnc_babi_2": 872_234,
+    "dnc_traversal": 1_822_698,
+    "dnc_shortest_path": 1_296_362,
+    "dnc_inference": 1_822_698,
 }
 NON_BACKBONE = {"cifar10_ctm": 882_824, "imagenet_ctm": 128_974_014}
 

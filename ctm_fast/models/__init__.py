@@ -6,6 +6,7 @@ from ctm_fast.models.ctm import ContinuousThoughtMachine
 from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
 from ctm_fast.models.ctm_rl import ContinuousThoughtMachineRL
 from ctm_fast.models.ctm_sort import ContinuousThoughtMachineSORT
+from ctm_fast.models.dnc import DNC, DncNetworkState, DncOutput, DncTrace
 from ctm_fast.models.ff import FFBaseline
 from ctm_fast.models.lstm import LSTMBaseline
 from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
@@ -14,6 +15,7 @@ from ctm_fast.models.ntm import NTM, NtmOutput
 from ctm_fast.models.ntm_state import NtmState, NtmTrace
 
 __all__ = [
+    "DNC",
     "NTM",
     "Agent",
     "ArgumentError",
@@ -21,6 +23,9 @@ __all__ = [
     "ContinuousThoughtMachineQAMNIST",
     "ContinuousThoughtMachineRL",
     "ContinuousThoughtMachineSORT",
+    "DncNetworkState",
+    "DncOutput",
+    "DncTrace",
     "FFBaseline",
     "LSTMBaseline",
     "LSTMBaselineQAMNIST",

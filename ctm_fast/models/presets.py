@@ -16,6 +16,8 @@ from ctm_fast.models.ctm import ContinuousThoughtMachine
 from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
 from ctm_fast.models.ctm_rl import ContinuousThoughtMachineRL
 from ctm_fast.models.ctm_sort import ContinuousThoughtMachineSORT
+from ctm_fast.models.dnc import DNC
+from ctm_fast.models.dnc_presets import DNC_ARGUMENTS
 from ctm_fast.models.ff import FFBaseline
 from ctm_fast.models.lstm import LSTMBaseline
 from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
@@ -189,10 +191,13 @@ def _reinforcement() -> dict[str, Preset]:
     return presets
 
 
-def _turing() -> dict[str, Preset]:
+def _memory_machines() -> dict[str, Preset]:
+    families: tuple[tuple[type[nn.Module], dict[str, Arguments]], ...]
+    families = ((NTM, NTM_ARGUMENTS), (DNC, DNC_ARGUMENTS))
     return {
-        name: Preset(NTM, arguments, ((SEQUENCE_STEPS, arguments["input_size"]),), batch_dim=1)
-        for name, arguments in NTM_ARGUMENTS.items()
+        name: Preset(model, arguments, ((SEQUENCE_STEPS, arguments["input_size"]),), batch_dim=1)
+        for model, family in families
+        for name, arguments in family.items()
     }
 
 
@@ -203,7 +208,7 @@ PRESETS: dict[str, Preset] = {
     **_sort(),
     **_qamnist(),
     **_reinforcement(),
-    **_turing(),
+    **_memory_machines(),
 }
 
 

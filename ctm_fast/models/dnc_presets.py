@@ -1,0 +1,26 @@
+"""The Differentiable Neural Computers of the paper (Nature 538, 471-476, extended data table 2): constructor
+arguments by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Arguments = dict[str, Any]
+
+_BABI: Arguments = {"input_size": 159, "output_size": 159, "controller_size": 256, "slots": 256}
+_GRAPH: Arguments = {
+    "input_size": 92,
+    "output_size": 90,
+    "controller_size": 256,
+    "read_heads": 5,
+    "width": 50,
+}
+
+DNC_ARGUMENTS: dict[str, Arguments] = {
+    "dnc_babi_1": {**_BABI, "width": 64, "read_heads": 4},
+    "dnc_babi_2": {**_BABI, "width": 32, "read_heads": 8},
+    "dnc_traversal": {**_GRAPH, "slots": 256, "controller_layers": 3},
+    "dnc_shortest_path": {**_GRAPH, "slots": 128, "controller_layers": 2},
+    "dnc_inference": {**_GRAPH, "slots": 128, "controller_layers": 3},
+}
