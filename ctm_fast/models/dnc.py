@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ctm_fast import ops
 from ctm_fast.models.checks import require, require_positive
-from ctm_fast.models.dnc_controller import CONTROLLERS, Controller
+from ctm_fast.models.dnc_controller import CONTROLLERS
 from ctm_fast.models.hub import HubMixin
+from ctm_fast.models.ntm_controller import Controller
 from ctm_fast.models.ntm_heads import LinearHeads
 
 
