@@ -64,6 +64,13 @@ COUNTS = {
     "dnc_traversal": 1_822_698,
     "dnc_shortest_path": 1_296_362,
     "dnc_inference": 1_822_698,
+    "adaptive_parity": 4_138_002,
+    "adaptive_parity_paper": 25_218,
+    "adaptive_logic": 486_602,
+    "adaptive_logic_paper": 119_554,
+    "adaptive_addition": 4_480_067,
+    "adaptive_addition_paper": 1_191_491,
+    "adaptive_sort_paper": 1_067_024,
 }
 NON_BACKBONE = {"cifar10_ctm": 882_824, "imagenet_ctm": 128_974_014}
 

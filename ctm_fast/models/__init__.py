@@ -1,5 +1,6 @@
 """Continuous Thought Machines and their baselines, with the published constructors and state-dict keys."""
 
+from ctm_fast.models.adaptive import AdaptiveLSTM, AdaptiveOutput, AdaptiveRNN
 from ctm_fast.models.agent import Agent
 from ctm_fast.models.checks import ArgumentError
 from ctm_fast.models.ctm import ContinuousThoughtMachine
@@ -17,6 +18,9 @@ from ctm_fast.models.ntm_state import NtmState, NtmTrace
 __all__ = [
     "DNC",
     "NTM",
+    "AdaptiveLSTM",
+    "AdaptiveOutput",
+    "AdaptiveRNN",
     "Agent",
     "ArgumentError",
     "ContinuousThoughtMachine",

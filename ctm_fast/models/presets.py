@@ -5,12 +5,12 @@ Parity's names give the ticks and the memory length, the environments' the ticks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ctm_fast.models import adaptive_presets
 from ctm_fast.models.agent import Agent
 from ctm_fast.models.ctm import ContinuousThoughtMachine
 from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
@@ -24,29 +24,9 @@ from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
 from ctm_fast.models.lstm_rl import LSTMBaselineRL
 from ctm_fast.models.ntm import NTM
 from ctm_fast.models.ntm_presets import NTM_ARGUMENTS
-
-Arguments = dict[str, Any]
+from ctm_fast.models.preset import Arguments, Preset
 
 SEQUENCE_STEPS = 8  # of the example inputs of models that take sequences
-
-
-class Preset(NamedTuple):
-    """A published model.
-
-    Attributes:
-        model: its class.
-        arguments: the class's constructor arguments.
-        example_shapes: shape of each input for one sample, without the batch dimension.
-        actions: discrete actions of the agent around it; 0 where there is no agent.
-        batch_dim: where the batch dimension of an input goes.
-    """
-
-    model: type[nn.Module]
-    arguments: Mapping[str, Any]
-    example_shapes: tuple[tuple[int, ...], ...]
-    actions: int = 0
-    batch_dim: int = 0
-
 
 _CTM: Arguments = {"deep_nlms": True, "do_layernorm_nlm": False}
 _PLAIN: Arguments = {"positional_embedding_type": "none"}
@@ -209,6 +189,7 @@ PRESETS: dict[str, Preset] = {
     **_qamnist(),
     **_reinforcement(),
     **_memory_machines(),
+    **adaptive_presets.PRESETS,
 }
 
 

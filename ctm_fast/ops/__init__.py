@@ -12,6 +12,13 @@ from ctm_fast.ops.dnc import (
     dnc_sequence,
     dnc_step,
 )
+from ctm_fast.ops.halting import (
+    AdaptiveHalting,
+    adaptive_halting,
+    halting_mean,
+    halting_weights,
+    ponder_cost,
+)
 from ctm_fast.ops.nlm import NlmHistory, NlmPack, nlm, nlm_pack, nlm_tick
 from ctm_fast.ops.ntm import (
     NtmHeads,
@@ -27,6 +34,7 @@ from ctm_fast.ops.ntm import (
 from ctm_fast.ops.sync import sync
 
 __all__ = [
+    "AdaptiveHalting",
     "DncInterface",
     "DncLayout",
     "DncLink",
@@ -39,10 +47,13 @@ __all__ = [
     "NtmLayout",
     "NtmStep",
     "NtmTrace",
+    "adaptive_halting",
     "dnc_allocation",
     "dnc_link",
     "dnc_sequence",
     "dnc_step",
+    "halting_mean",
+    "halting_weights",
     "nlm",
     "nlm_pack",
     "nlm_tick",
@@ -51,5 +62,6 @@ __all__ = [
     "ntm_sequence",
     "ntm_step",
     "ntm_write",
+    "ponder_cost",
     "sync",
 ]

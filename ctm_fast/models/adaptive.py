@@ -1,0 +1,230 @@
+"""Recurrent networks with adaptive computation time (arXiv 1603.08983).
+
+Shape letters: T timesteps, B batch, I inputs, H hidden width, G gates (H, or 4H of an LSTM), O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctm_fast import ops
+from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.hub import HubMixin
+
+PAPER = "https://arxiv.org/abs/1603.08983"
+TAGS = ["adaptive-computation-time"]
+SMALLEST_PROBABILITY = 1e-10
+
+State = tuple[Tensor, ...]
+
+
+class AdaptiveOutput(NamedTuple):
+    """What a network with adaptive computation time returns; a single input has no T.
+
+    Attributes:
+        output: (T, B, O): logits, or log-probabilities of digit heads; zeros where padded.
+        ponder: substeps plus remainder (T, B); 0 where padded, and everywhere without adaptive time.
+        steps: substeps taken (T, B), int64; 0 where padded.
+        state: hidden state (B, H), or hidden and cell state of an LSTM, to go on from.
+        cost: the scalar that the loss adds, times a time penalty: ``ops.ponder_cost`` of ``ponder``.
+    """
+
+    output: Tensor
+    ponder: Tensor
+    steps: Tensor
+    state: Any
+    cost: Tensor
+
+
+class AdaptiveRecurrent(nn.Module, HubMixin):
+    """A recurrent cell that takes a number of substeps of its own choice at every timestep.
+
+    The cell sees its input and a flag that is 1 at the first substep; a unit on its hidden state gives the
+    halting probability. Hidden and cell state, and the output, are means over the substeps weighted as in
+    ``ops.adaptive_halting``.
+
+    Args:
+        input_size: inputs I.
+        output_size: outputs O.
+        hidden_size: width H of the cell.
+        epsilon: a sample halts when its probabilities sum to 1 - epsilon; in [0, 1).
+        max_steps: limit on the substeps of a timestep.
+        ponder: how ``cost`` reduces ponder: ``"sum"`` over time (the paper), or ``"mean"``.
+        adaptive: False takes one step per timestep, without flag and halting unit.
+        halting_bias: initial bias of the halting unit; higher means fewer substeps at the start.
+        digit_classes: 0 mixes the substeps' logits. Otherwise the output consists of digits of so many
+            classes whose probabilities are mixed, and ``output`` is their log(p + 1e-10).
+
+    State-dict keys: ``cell.{weight_ih,weight_hh,bias_ih,bias_hh}`` with the flag as the last input,
+    ``halting.{weight,bias}``, ``readout.{weight,bias}``.
+    """
+
+    cell_type: type[nn.RNNCell | nn.LSTMCell]
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        hidden_size: int,
+        *,
+        epsilon: float = 0.01,
+        max_steps: int = 100,
+        ponder: str = "sum",
+        adaptive: bool = True,
+        halting_bias: float = 1.0,
+        digit_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        require_positive(input_size=input_size, output_size=output_size, hidden_size=hidden_size)
+        require_positive(max_steps=max_steps)
+        require(0 <= epsilon < 1, f"epsilon must be in [0, 1), got {epsilon}")
+        require(ponder in ("sum", "mean"), f"ponder must be 'sum' or 'mean', got {ponder!r}")
+        require(
+            digit_classes == 0 or (digit_classes > 0 and output_size % digit_classes == 0),
+            f"digit_classes must be 0 or divide output_size {output_size}, got {digit_classes}",
+        )
+        self.input_size, self.output_size, self.hidden_size = input_size, output_size, hidden_size
+        self.epsilon, self.max_steps, self.ponder = epsilon, max_steps, ponder
+        self.adaptive, self.digit_classes = adaptive, digit_classes
+        self.cell = self.cell_type(input_size + adaptive, hidden_size)
+        self.readout = nn.Linear(hidden_size, output_size)
+        if adaptive:
+            self.halting = nn.Linear(hidden_size, 1)
+            nn.init.constant_(self.halting.bias, halting_bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: Any = None) -> AdaptiveOutput:
+        """Run over a sequence (T, B, I) or a single input (B, I).
+
+        Args:
+            x: inputs, T >= 1.
+            mask: bool (T, B) or (B), False where padded: no substep, the state stays. None means no padding.
+            state: from an earlier call; None means zeros.
+
+        Raises:
+            TypeError, ValueError: "AdaptiveRNN: argument must ..., got ...", of an LSTM accordingly.
+        """
+        self._check(x, mask)
+        if x.dim() == 2:
+            found = self.forward(x[None], None if mask is None else mask[None], state)
+            return found._replace(output=found.output[0], ponder=found.ponder[0], steps=found.steps[0])
+        states = self._start(x, state)
+        run = self._adaptive if self.adaptive else self._plain
+        output, ponder, steps, states = run(self._projected(x), states, mask)
+        if mask is not None:
+            output = torch.where(mask[..., None], output, torch.zeros_like(output))
+        cost = ops.ponder_cost(ponder, mask, reduction=self.ponder)
+        return AdaptiveOutput(output, ponder, steps, states[0] if len(states) == 1 else states, cost)
+
+    def update(self, gates: Tensor, state: State) -> State:
+        """The cell: gates (A, G) without their recurrent part, the old state; returns the new state."""
+        raise NotImplementedError
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """The input's part of the gates of all timesteps, (T, B, G): substeps differ in the flag alone."""
+        weight = self.cell.weight_ih[:, : self.input_size]
+        return F.linear(x, weight, self.cell.bias_ih + self.cell.bias_hh)
+
+    def _adaptive(
+        self, gates: Tensor, state: State, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        outputs, ponder, steps = [], [], []
+        for t, projected in enumerate(gates):
+            found = ops.adaptive_halting(
+                self._substep,
+                projected,
+                state,
+                epsilon=self.epsilon,
+                max_steps=self.max_steps,
+                mask=None if mask is None else mask[t],
+            )
+            state = found.state
+            outputs.append(found.output if self.digit_classes else state[0])
+            ponder.append(found.ponder)
+            steps.append(found.steps)
+        output = torch.stack(outputs)
+        output = torch.log(output + SMALLEST_PROBABILITY) if self.digit_classes else self.readout(output)
+        return output, torch.stack(ponder), torch.stack(steps), state
+
+    def _substep(self, gates: Tensor, state: State, first: bool) -> tuple[Any, State, Tensor]:
+        state = self.update(gates + self.cell.weight_ih[:, -1] if first else gates, state)
+        output = self._probabilities(state[0]) if self.digit_classes else ()
+        return output, state, torch.sigmoid(self.halting(state[0]).squeeze(1))
+
+    def _plain(
+        self, gates: Tensor, state: State, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        hidden = []
+        for t, projected in enumerate(gates):
+            new = self.update(projected, state)
+            if mask is not None:
+                new = tuple(torch.where(mask[t, :, None], a, b) for a, b in zip(new, state, strict=True))
+            state = new
+            hidden.append(state[0])
+        stacked = torch.stack(hidden)
+        steps = stacked.new_ones(stacked.shape[:2], dtype=torch.int64) if mask is None else mask.long()
+        if self.digit_classes:
+            output = torch.log(self._probabilities(stacked) + SMALLEST_PROBABILITY)
+        else:
+            output = self.readout(stacked)
+        return output, stacked.new_zeros(steps.shape), steps, state
+
+    def _probabilities(self, hidden: Tensor) -> Tensor:
+        """Probabilities of the digits' classes: (..., H) to (..., O)."""
+        return self.readout(hidden).unflatten(-1, (-1, self.digit_classes)).softmax(-1).flatten(-2)
+
+    def _start(self, x: Tensor, state: Any) -> State:
+        shape = (x.shape[1], self.hidden_size)
+        parts = 2 if isinstance(self.cell, nn.LSTMCell) else 1
+        if state is None:
+            return tuple(x.new_zeros(shape) for _ in range(parts))
+        found = (state,) if isinstance(state, Tensor) else tuple(state)
+        if [part.shape for part in found] != [torch.Size(shape)] * parts:
+            shapes = ", ".join(str(tuple(part.shape)) for part in found)
+            raise ValueError(f"{self._name}: state must be {parts} of shape (B, H) = {shape}, got {shapes}")
+        return found
+
+    def _check(self, x: Tensor, mask: Tensor | None) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{self._name}: x must be a floating-point tensor, got {found}")
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[0] < x.dim() - 2:
+            raise ValueError(
+                f"{self._name}: x must have shape (T, B, {self.input_size}) with T >= 1 or "
+                f"(B, {self.input_size}), got {tuple(x.shape)}"
+            )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
+            raise ValueError(
+                f"{self._name}: mask must be bool of shape {tuple(x.shape[:-1])}, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+
+class AdaptiveRNN(AdaptiveRecurrent, paper_url=PAPER, tags=TAGS):
+    """A tanh RNN with adaptive computation time; arguments and keys as of :class:`AdaptiveRecurrent`."""
+
+    cell_type = nn.RNNCell
+
+    def update(self, gates: Tensor, state: State) -> State:
+        """One substep: tanh of gates (A, H) and recurrent part."""
+        return (torch.tanh(torch.addmm(gates, state[0], self.cell.weight_hh.t())),)
+
+
+class AdaptiveLSTM(AdaptiveRecurrent, paper_url=PAPER, tags=TAGS):
+    """An LSTM with adaptive computation time; arguments and keys as of :class:`AdaptiveRecurrent`."""
+
+    cell_type = nn.LSTMCell
+
+    def update(self, gates: Tensor, state: State) -> State:
+        """One substep: gates (A, 4H) in torch's order: input, forget, cell, output."""
+        gates = torch.addmm(gates, state[0], self.cell.weight_hh.t())
+        i, f, g, o = gates.chunk(4, 1)
+        cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(cell), cell
