@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctm_fast.models import adaptive_presets
 from ctm_fast.models.agent import Agent
