@@ -28,7 +28,7 @@ class AdditionConfig(AdaptiveConfig):
     shortest: int = 1
     """Fewest numbers of a sequence."""
     longest: int = 5
-    """Most numbers of a sequence; the level of the curriculum."""
+    """Most numbers of a sequence, at least 2 for the first has no target; the level of the curriculum."""
     most_digits: int = 5
     """Most digits of a number."""
     mix_probabilities: bool = False
@@ -36,10 +36,10 @@ class AdditionConfig(AdaptiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(2 <= self.longest <= MOST_NUMBERS, "longest", f"lie in [2, {MOST_NUMBERS}]", self.longest)
         require_range(self, "shortest", "longest", 1, MOST_NUMBERS)
-        require(
-            self.longest > 1, "longest", "be at least 2, for the first number has no target", self.longest
-        )
+        digits = self.most_digits
+        require(1 <= digits <= DIGITS, "most_digits", f"lie in [1, {DIGITS}]", digits)
 
 
 def sums(lengths: Tensor, fewest: int, most: int, generator: torch.Generator) -> Batch:

@@ -17,6 +17,8 @@ class AdaptiveConfig(TrainConfig):
     """Tanh network or LSTM."""
     hidden_size: int
     """Units of the cell."""
+    input_scale: float = 1.0
+    """Factor on the cell's initial input weights and input biases; above 1 its units start beyond linear."""
     adaptive: bool = True
     """Decide the number of steps per input; False takes one step, for comparison."""
     time_penalty: float = 0.001
@@ -35,6 +37,8 @@ class AdaptiveConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "hidden_size max_steps curriculum_every")
+        scale = self.input_scale
+        require(0 < scale < float("inf"), "input_scale", "be positive and finite", scale)
         tau, goal = self.time_penalty, self.curriculum_goal
         require(0 <= tau < float("inf"), "time_penalty", "be finite and not negative", tau)
         require(0 < self.epsilon < 1, "epsilon", "lie in (0, 1)", self.epsilon)

@@ -70,7 +70,7 @@ class AdaptiveTask(Task[Config]):
     def build_model(self) -> nn.Module:
         c = self.config
         kind = models.AdaptiveRNN if c.cell == "rnn" else models.AdaptiveLSTM
-        return kind(
+        model = kind(
             self.input_size,
             self.answers * (1 if self.classes == 2 else self.classes),
             c.hidden_size,
@@ -80,6 +80,10 @@ class AdaptiveTask(Task[Config]):
             adaptive=c.adaptive,
             digit_classes=self.digit_classes,
         )
+        with torch.no_grad():
+            model.cell.weight_ih.mul_(c.input_scale)
+            model.cell.bias_ih.mul_(c.input_scale)
+        return model
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         level = self.curriculum.level if self.curriculum else self.levels()[-1]
