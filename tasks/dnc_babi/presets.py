@@ -1,0 +1,40 @@
+"""Named configurations of the bAbI experiment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tasks.dnc.config import paper_settings
+from tasks.dnc_babi.config import BabiConfig
+
+_PAPER = BabiConfig(
+    **paper_settings("dnc_babi_1"),
+    collection="en-10k",
+    batch_size=1,
+    batch_size_test=8,
+    training_iterations=500_000,
+    track_every=10_000,
+    save_every=5_000,
+)
+PRESETS: dict[str, BabiConfig] = {
+    "quick": BabiConfig(
+        collection="en",
+        questions=(1,),
+        controller_size=64,
+        slots=32,
+        width=24,
+        read_heads=2,
+        batch_size=16,
+        batch_size_test=100,
+        lr=1e-3,
+        warmup_steps=100,
+        gradient_clipping=10.0,
+        training_iterations=4000,
+        track_every=200,
+        save_every=200,
+        log_every=20,
+        threads=1,
+    ),
+    "paper": _PAPER,
+    "paper_dnc2": replace(_PAPER, slots=256, width=32, read_heads=8),
+}
