@@ -80,6 +80,9 @@ class Copy(VectorTask[CopyConfig]):
         longest = self.config.longest if level is None else level
         return (data.between(min(self.config.shortest, longest), longest, generator),)
 
+    def hardest(self) -> Difficulty:
+        return (self.config.longest,)
+
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
         (length,) = difficulty
         vectors = self.vectors(length, batch, generator)

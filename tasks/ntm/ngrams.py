@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.errors import require
-from tasks.ntm import data, scores
+from tasks.ntm import data, pictures, scores
 from tasks.ntm.config import PAPER, QUICK, NtmConfig, model_fields
 from tasks.ntm.scores import Metrics
 from tasks.ntm.task import Difficulty, SequenceTask
@@ -56,6 +57,9 @@ class Ngrams(SequenceTask[NgramsConfig]):
         return 1, 1
 
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
+        return self.hardest()
+
+    def hardest(self) -> Difficulty:
         return (self.config.length,)
 
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
@@ -72,3 +76,7 @@ class Ngrams(SequenceTask[NgramsConfig]):
         optimum = scores.in_bits(F.binary_cross_entropy(best, targets, reduction="none").sum((0, 2)))
         share = optimum / metrics["bits_per_sequence"]
         return loss, {**metrics, "bits_optimum": optimum, "share_of_optimum": share}
+
+    def analyse(self, model: nn.Module, folder: Path) -> list[Path]:
+        files = super().analyse(model, folder)
+        return files + pictures.draw_predictions(model, next(iter(self.evaluation_batches())), folder)

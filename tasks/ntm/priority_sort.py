@@ -56,6 +56,9 @@ class PrioritySort(SequenceTask[PrioritySortConfig]):
         return self.config.bits + 2, self.config.bits
 
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
+        return self.hardest()
+
+    def hardest(self) -> Difficulty:
         return self.config.given, self.config.kept
 
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:

@@ -58,6 +58,9 @@ class Recall(SequenceTask[RecallConfig]):
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
         return (data.between(self.config.fewest, self.config.most, generator),)
 
+    def hardest(self) -> Difficulty:
+        return (self.config.most,)
+
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
         (items,) = difficulty
         return data.recall(items, batch, self.config.bits, generator)

@@ -95,6 +95,9 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
             longest, most = min(longest, length + level), min(most, copies + level)
         return data.between(c.shortest, longest, generator), data.between(c.fewest, most, generator)
 
+    def hardest(self) -> Difficulty:
+        return self.config.longest, self.config.most
+
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
         length, repeats = difficulty
         vectors = self.vectors(length, batch, generator)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ctm_fast.models import NTM
 from tasks.curriculum import Curriculum
-from tasks.ntm import data, scores
+from tasks.ntm import data, pictures, scores
 from tasks.ntm.config import NtmConfig, VectorConfig
 from tasks.ntm.scores import Metrics
 from tasks.task import EVALUATION_SEED, Batch, Task, batch_generator
@@ -32,8 +32,8 @@ Difficulty = tuple[int, ...]
 class SequenceTask(Task[Config]):
     """An experiment of the Neural Turing Machine.
 
-    A subclass gives ``sizes``, ``draw_difficulty``, ``make`` and ``beyond``; the loss is that of independent
-    bits unless it says otherwise.
+    A subclass gives ``sizes``, ``draw_difficulty``, ``hardest``, ``make`` and ``beyond``; answers are
+    independent bits unless it says otherwise.
     """
 
     score = "accuracy"
@@ -47,6 +47,10 @@ class SequenceTask(Task[Config]):
     @abstractmethod
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
         """The difficulty of one training batch; ``level`` None is the last level of the curriculum."""
+
+    @abstractmethod
+    def hardest(self) -> Difficulty:
+        """The hardest difficulty of training."""
 
     @abstractmethod
     def make(self, difficulty: Difficulty, batch: int, generator: torch.Generator) -> Batch:
@@ -85,8 +89,19 @@ class SequenceTask(Task[Config]):
         """Loss and metrics of the answer (A, B, O); ``others`` are what the batch holds beside."""
         return scores.bits(logits, targets)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of outputs (..., O)."""
+        return logits.sigmoid()
+
     def analyse(self, model: nn.Module, folder: Path) -> list[Path]:
-        return []
+        """Weightings and memory at the hardest difficulty of training and at the first beyond it."""
+        files = []
+        shown = {"": self.hardest(), **{f"_{k}": v for k, v in list(self.beyond().items())[:1]}}
+        for suffix, difficulty in shown.items():
+            batch = self.make(difficulty, 1, batch_generator(EVALUATION_SEED, 0, 2))
+            title = f"{self.name}{suffix}".replace("_", " ")
+            files += pictures.draw(model, batch, self.probabilities, title, folder, suffix)
+        return files
 
 
 class VectorTask(SequenceTask[Vectors]):
@@ -109,6 +124,9 @@ class VectorTask(SequenceTask[Vectors]):
         if self.config.alphabet == "symbols":
             return scores.symbols(logits, targets, self.config.label_smoothing)
         return scores.bits(logits, targets)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1) if self.config.alphabet == "symbols" else logits.sigmoid()
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         inputs, targets = batch
