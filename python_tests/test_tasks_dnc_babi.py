@@ -174,6 +174,18 @@ def test_long_stories_are_left_out_of_training_only(folder: Path) -> None:
         DncBabi(replace(TINY, longest=3), folder).batch(0, batch_generator(0, 0))
 
 
+def test_curriculum_cuts_stories_after_a_question(folder: Path) -> None:
+    task = DncBabi(replace(TINY, curriculum=True, batch_size=30), folder)
+    assert task.curriculum is not None and list(task.curriculum.levels) == [1, 2]
+    first = Stories(*task.batch(0, batch_generator(0, 0)))
+    assert len(first.askers) == 30
+    assert len(first.inputs) == 17  # the first story is the longer one now
+    task.curriculum.index = 1
+    whole = Stories(*task.batch(0, batch_generator(0, 0)))
+    assert len(whole.askers) > 30
+    assert torch.equal(whole.inputs[:14], first.inputs[:14])
+
+
 def test_stories_in_a_row() -> None:
     stories = parse(TEXT)
     (joined,) = chain([*stories, stories[0]], 2)
@@ -239,6 +251,8 @@ def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
         ({"questions": (1, 1)}, r"questions must name every task once, got \(1, 1\)"),
         ({"validation": 0.0}, r"validation must lie in \(0, 1\), got 0.0"),
         ({"longest": 0}, "longest must be at least 1 or None, got 0"),
+        ({"curriculum_goal": 1.1}, r"curriculum_goal must lie in \(0, 1\], got 1.1"),
+        ({"curriculum_every": 0}, "curriculum_every must be at least 1, got 0"),
         ({"word_dropout": 1.0}, r"word_dropout must lie in \[0, 1\), got 1.0"),
         ({"sparse": 7}, r"sparse must be None or lie in \[1, slots=6\], got 7"),
         ({"clip": 0.0}, "clip must be positive or None, got 0.0"),

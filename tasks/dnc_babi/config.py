@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.config import require_positive
 from tasks.dnc.config import DncConfig
 from tasks.dnc_babi.data import NAMES
 from tasks.errors import require
@@ -26,6 +27,12 @@ class BabiConfig(DncConfig):
     """Leave training stories of more words out."""
     word_dropout: float = 0.0
     """Chance of hiding a word of a training story from the network."""
+    curriculum: bool = False
+    """Train on stories cut after their first question, then after the second, and so on."""
+    curriculum_goal: float = 0.9
+    """Share of questions answered right at which one more is added."""
+    curriculum_every: int = 50
+    """Steps between two decisions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,4 +42,6 @@ class BabiConfig(DncConfig):
         require(once, "questions", "name every task once", self.questions)
         require(0 < self.validation < 1, "validation", "lie in (0, 1)", self.validation)
         require(self.longest is None or self.longest >= 1, "longest", "be at least 1 or None", self.longest)
+        require_positive(self, "curriculum_every")
+        require(0 < self.curriculum_goal <= 1, "curriculum_goal", "lie in (0, 1]", self.curriculum_goal)
         require(0 <= self.word_dropout < 1, "word_dropout", "lie in [0, 1)", self.word_dropout)

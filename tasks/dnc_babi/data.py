@@ -143,6 +143,13 @@ def encode(story: Story, vocabulary: dict[str, int]) -> Encoded:
     return Encoded(words, dashes, answers, torch.tensor(story.questions)[dashes])
 
 
+def prefix(story: Encoded, questions: int) -> Encoded:
+    """``story`` up to the answer of its ``questions``-th question, at least 1; whole if it has fewer."""
+    asked = story.questions < questions
+    end = int(story.dashes[asked][-1]) + 1
+    return Encoded(story.words[:end], story.dashes[asked], story.answers[asked], story.questions[asked])
+
+
 class Stories(NamedTuple):
     """A batch of stories, padded at their end; D and Q count those of all stories together.
 

@@ -11,9 +11,20 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tasks.curriculum import Curriculum
 from tasks.dnc import pictures
 from tasks.dnc_babi.config import BabiConfig
-from tasks.dnc_babi.data import Encoded, Stories, Story, chain, encode, make_batch, make_vocabulary, read_task
+from tasks.dnc_babi.data import (
+    Encoded,
+    Stories,
+    Story,
+    chain,
+    encode,
+    make_batch,
+    make_vocabulary,
+    prefix,
+    read_task,
+)
 from tasks.dnc_babi.presets import PRESETS
 from tasks.errors import require
 from tasks.task import Batch, Task
@@ -67,6 +78,14 @@ class DncBabi(Task[BabiConfig]):
     def _all(self, split: str) -> list[Story]:
         return [story for (_, name), stories in self._read.items() for story in stories if name == split]
 
+    def make_curriculum(self) -> Curriculum | None:
+        c = self.config
+        if not c.curriculum:
+            return None
+        most = max(int(story.questions[-1]) + 1 for story in self._split[0])
+        goal = {"accuracy": c.curriculum_goal}
+        return Curriculum(range(1, most + 1), every=c.curriculum_every, at_least=goal)
+
     def build_model(self) -> nn.Module:
         words = len(self.vocabulary)
         return self.config.build_model(words, words)
@@ -74,7 +93,10 @@ class DncBabi(Task[BabiConfig]):
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         trained = self._split[0]
         chosen = torch.randint(len(trained), (self.config.batch_size,), generator=generator)
-        stories = make_batch([trained[i] for i in chosen.tolist()], len(self.vocabulary))
+        told = [trained[i] for i in chosen.tolist()]
+        if self.curriculum:
+            told = [prefix(story, self.curriculum.level) for story in told]
+        stories = make_batch(told, len(self.vocabulary))
         if self.config.word_dropout:
             shown = torch.rand(stories.inputs.shape[:2], generator=generator) >= self.config.word_dropout
             shown.view(-1)[stories.dashes] = True
