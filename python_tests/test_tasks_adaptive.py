@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ctm_fast.models.adaptive import AdaptiveOutput
 from matplotlib.image import imread
 from torch import Tensor, nn
 
+from ctm_fast.models.adaptive import AdaptiveOutput
 from tasks import checkpointing
 from tasks.adaptive.addition import AdaptiveAddition
 from tasks.adaptive.config import AdaptiveConfig
@@ -192,6 +192,11 @@ def test_evaluation_sets_are_fixed_and_harder_ones_are_harder(name: str) -> None
             assert mask.sum(0).min() > 3
         else:
             assert difficulty[mask].min() > {"act_parity": 6, "act_sort": 3}.get(name, 2)
+
+
+def test_every_evaluated_sum_has_an_answer() -> None:
+    task = small("act_addition")
+    assert all((targets >= 0).any(2).any(0).all() for _, targets, _, _ in task.evaluation_batches())
 
 
 def test_no_harder_sets_where_the_input_ends() -> None:

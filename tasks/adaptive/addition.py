@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -151,6 +151,12 @@ class AdaptiveAddition(AdaptiveTask[AdditionConfig]):
 
     def sample(self, size: int, level: int, generator: torch.Generator) -> Batch:
         return self._draw(size, (self.config.shortest, level), (1, self.config.most_digits), generator)
+
+    def evaluation_batches(self) -> Iterator[Batch]:
+        """Sequences of two numbers or more: one number alone has no answer to be wrong."""
+        c = self.config
+        lengths = (max(2, c.shortest), c.longest)
+        return self._fixed(lambda size, g: self._draw(size, lengths, (1, c.most_digits), g))
 
     def beyond(self) -> Mapping[str, Sample]:
         c = self.config

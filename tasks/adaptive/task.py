@@ -103,7 +103,7 @@ class AdaptiveTask(Task[Config]):
         found, targets = self.answer(model, batch), batch[1]
         asked, inputs = (targets != UNASKED).sum((0, 2)), batch[2].sum(0)
         losses = F.cross_entropy(found.logits.movedim(-1, 1), targets, ignore_index=UNASKED, reduction="none")
-        answers = len(targets[0]) if self.config.reduction == "sum" else asked.sum()
+        answers = len(targets[0]) if self.config.reduction == "sum" else asked.sum().clamp(min=1)
         task_loss, wrong = losses.sum() / answers, found.wrong.sum((0, 2))
         return task_loss + self.config.time_penalty * found.cost, {
             "task_loss": task_loss,
