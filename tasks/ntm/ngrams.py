@@ -37,7 +37,7 @@ class NgramsConfig(NtmConfig):
 
 
 PRESETS = {
-    "quick": NgramsConfig(**QUICK, training_iterations=5_000, lr=1e-3),
+    "quick": NgramsConfig(**QUICK, training_iterations=5_000),
     "paper_ff": NgramsConfig(**model_fields("ntm_ngrams_ff"), **PAPER, lr=3e-5),
     "paper_lstm": NgramsConfig(**model_fields("ntm_ngrams_lstm"), **PAPER, lr=3e-5),
 }

@@ -38,7 +38,7 @@ class PrioritySortConfig(NtmConfig):
 
 
 PRESETS = {
-    "quick": PrioritySortConfig(**QUICK, training_iterations=10_000, lr=1e-3),
+    "quick": PrioritySortConfig(**QUICK, training_iterations=10_000),
     "paper_ff": PrioritySortConfig(**model_fields("ntm_sort_ff"), **PAPER, lr=3e-5),
     "paper_lstm": PrioritySortConfig(**model_fields("ntm_sort_lstm"), **PAPER, lr=3e-5),
 }

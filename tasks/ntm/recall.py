@@ -37,7 +37,7 @@ class RecallConfig(NtmConfig):
 
 
 PRESETS = {
-    "quick": RecallConfig(**QUICK, training_iterations=10_000, lr=1e-3),
+    "quick": RecallConfig(**QUICK, training_iterations=10_000),
     "paper_ff": RecallConfig(**model_fields("ntm_recall_ff"), **PAPER, lr=1e-4),
     "paper_lstm": RecallConfig(**model_fields("ntm_recall_lstm"), **PAPER, lr=1e-4),
     "collier": RecallConfig(**model_fields("ntm_recall_lstm"), **COLLIER),

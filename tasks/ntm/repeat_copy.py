@@ -44,7 +44,7 @@ class RepeatCopyConfig(VectorConfig):
 
 
 PRESETS = {
-    "quick": RepeatCopyConfig(**QUICK, training_iterations=10_000, lr=1e-3),
+    "quick": RepeatCopyConfig(**QUICK, training_iterations=10_000),
     "published": RepeatCopyConfig(
         **model_fields("ntm_repeat_copy_split"),
         alphabet="symbols",
