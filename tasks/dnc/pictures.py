@@ -5,7 +5,7 @@ Letters: T steps, N slots, R read heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,25 @@ from torch import Tensor, nn
 
 from ctm_fast import ops
 from ctm_fast.models.dnc import DncTrace
-from tasks.pictures import Array, heat_map, save_figure
+from tasks.pictures import Array, save_figure
 
 HEADS_SHOWN = 4
 MODES = ("backward", "content", "forward")
+PANEL_HEIGHT = 1.5
+WIDTH = 11.0
+
+Panels = list[tuple[str, str, Tensor]]
+"""Title, name of the rows and values (rows, T) of every heat map."""
 
 
 @torch.no_grad()
-def draw(model: nn.Module, inputs: Tensor, folder: Path, words: Sequence[str] | None = None) -> list[Path]:
+def draw(
+    model: nn.Module,
+    inputs: Tensor,
+    folder: Path,
+    words: Sequence[str] | None = None,
+    shown: Callable[[Tensor], Tensor] | None = None,
+) -> list[Path]:
     """Write ``memory.png`` and ``links.png`` of one sequence.
 
     Args:
@@ -32,34 +43,50 @@ def draw(model: nn.Module, inputs: Tensor, folder: Path, words: Sequence[str] | 
         inputs: (T, 1, I).
         folder: where the files go.
         words: T labels of the steps; None shows the inputs themselves.
+        shown: makes values in [0, 1] of the outputs (T, O), which are then shown too.
     """
     found = model(inputs.to(next(model.parameters()).device), trace=True)
     trace = DncTrace(*(part[:, 0].cpu() for part in found.trace))
-    first = None if words else inputs[:, 0].T.numpy()
+    panels: Panels = [] if words else [("input", "channel", inputs[:, 0].T)]
+    panels += [("written to", "slot", trace.write_weights.T)]
+    heads = trace.read_weights.unbind(1)[:HEADS_SHOWN]
+    panels += [(f"read by head {number}", "slot", weights.T) for number, weights in enumerate(heads, 1)]
+    if shown:
+        panels += [("output", "channel", shown(found.output[:, 0].cpu()).T)]
+    panels += [("usage", "slot", trace.usage.T), ("allocation", "slot", trace.allocation.T)]
     return [
-        save_figure(_memory(trace, first, words), folder / "memory.png"),
+        save_figure(_memory(panels, trace, words), folder / "memory.png"),
         save_figure(_links(found.state.addressing), folder / "links.png"),
     ]
 
 
-def _memory(trace: DncTrace, inputs: Array | None, words: Sequence[str] | None) -> Figure:
-    heads = min(trace.read_weights.shape[1], HEADS_SHOWN)
-    panels: list[tuple[str, Array]] = [] if inputs is None else [("input", inputs)]
-    panels.append(("written to", trace.write_weights.T.numpy()))
-    panels += [(f"read by head {head + 1}", trace.read_weights[:, head].T.numpy()) for head in range(heads)]
-    panels += [("usage", trace.usage.T.numpy()), ("allocation", trace.allocation.T.numpy())]
-    rows = -(-(len(panels) + 2) // 2)
-    figure = Figure(figsize=(13, 2.5 * rows), layout="constrained")
-    grid = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axes, (title, values) in zip(grid, panels, strict=False):
-        heat_map(axes, values, "value" if title == "input" else "weight", 0.0, 1.0, "magma")
-        axes.set(title=title, ylabel="channel" if title == "input" else "slot")
-    _gates(grid[len(panels)], trace)
-    _modes(grid[len(panels) + 1], trace.read_modes[:, 0].numpy())
-    for axes in grid[len(panels) + 2 :]:
-        axes.set_axis_off()
-    for axes in grid[: len(panels) + 2]:
-        _label_steps(axes, words)
+def _memory(panels: Panels, trace: DncTrace, words: Sequence[str] | None) -> Figure:
+    """All panels under one another over the same steps: the heat maps, then gates and read modes."""
+    rows = len(panels) + 2
+    figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * rows), layout="constrained")
+    grid = list(figure.subplots(rows, 1, sharex=True))
+    for axes, (title, name, values) in zip(grid, panels, strict=False):
+        height, steps = values.shape
+        extent = (0.5, steps + 0.5, height + 0.5, 0.5)
+        image: Any = axes.imshow(
+            values.numpy(),
+            aspect="auto",
+            cmap="magma",
+            vmin=0,
+            vmax=1,
+            extent=extent,
+            interpolation="nearest",
+        )
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_ylabel(name)
+    figure.colorbar(image, ax=grid[: len(panels)], pad=0.01, aspect=60)
+    _gates(grid[-2], trace)
+    _modes(grid[-1], trace.read_modes[:, 0].numpy())
+    if words is None:
+        grid[-1].set_xlabel("step")
+        grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        grid[-1].set_xticks(range(1, len(words) + 1), words, rotation=90, fontsize=6)
     return figure
 
 
@@ -68,23 +95,16 @@ def _gates(axes: Axes, trace: DncTrace) -> None:
     axes.plot(steps, trace.write_gate, label="write", color="tab:red")
     axes.plot(steps, trace.allocation_gate, label="allocation", color="tab:blue")
     axes.plot(steps, trace.free_gates[:, 0], label="free, head 1", color="tab:green")
-    axes.set(title="gates", ylim=(-0.05, 1.05), xlim=(0.5, len(steps) + 0.5))
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_title("gates", fontsize=9, loc="left")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _modes(axes: Axes, modes: Array) -> None:
     axes.stackplot(range(1, len(modes) + 1), modes.T, labels=MODES, alpha=0.8)
-    axes.set(title="read mode of head 1", ylim=(0, 1), xlim=(0.5, len(modes) + 0.5))
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _label_steps(axes: Axes, words: Sequence[str] | None) -> None:
-    if words is None:
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return
-    axes.set_xlabel("")
-    axes.set_xticks(range(1, len(words) + 1), words, rotation=90, fontsize=4)
+    axes.set_ylim(0, 1)
+    axes.set_title("read mode of head 1", fontsize=9, loc="left")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _links(state: ops.DncState) -> Figure:

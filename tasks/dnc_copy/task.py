@@ -68,4 +68,4 @@ class DncCopy(Task[CopyConfig]):
     def analyse(self, model: nn.Module, folder: Path) -> list[Path]:
         length = min(SHOWN, self.config.longest)
         inputs, _ = self._draw(length, length, 1, batch_generator(EVALUATION_SEED, 0, length))
-        return pictures.draw(model, inputs, folder)
+        return pictures.draw(model, inputs, folder, shown=torch.sigmoid)
