@@ -1,0 +1,210 @@
+"""Experiments of the Neural Turing Machine: every command, curricula, presets, and one sentence per mistake."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from ctm_fast.models import presets as models
+from tasks import checkpointing
+from tasks.command import main
+from tasks.errors import UserError
+from tasks.ntm.copy import Copy, CopyConfig
+from tasks.ntm.ngrams import Ngrams, NgramsConfig
+from tasks.ntm.pictures import used_slots
+from tasks.ntm.priority_sort import PrioritySort, PrioritySortConfig
+from tasks.ntm.recall import Recall, RecallConfig
+from tasks.ntm.repeat_copy import RepeatCopy, RepeatCopyConfig
+from tasks.setup import cpu_threads
+from tasks.task import EVALUATION_SEED, batch_generator
+
+SIZES = {
+    "controller-size": 6, "slots": 33, "width": 4, "batch-size": 2, "batch-size-test": 2, "n-test-batches": 2,
+    "training-iterations": 2,
+}  # fmt: skip
+SMALL = [text for name, size in SIZES.items() for text in (f"--{name}", str(size))]
+TASKS = {
+    Copy: ["--longest", "3", "--beyond", "5"],
+    RepeatCopy: ["--longest", "2", "--most", "2", "--curriculum-start", "1", "1"],
+    Recall: ["--most", "3", "--beyond", "4"],
+    Ngrams: ["--length", "12", "--beyond", "14"],
+    PrioritySort: ["--given", "4", "--kept", "3"],
+}
+every_task = pytest.mark.parametrize("task", TASKS, ids=[task.name for task in TASKS])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with cpu_threads(1):
+        yield
+
+
+@every_task
+def test_train_evaluate_analyse(task, tmp_path, capsys):
+    assert main(task, ["train", *SMALL, *TASKS[task], "--out", str(tmp_path)]) == 0
+    first = f"_{next(iter(task(checkpointed(tmp_path, task)).beyond()))}"
+    pictures = {f"{name}{suffix}.png" for name in ("weightings", "memory") for suffix in ("", first)}
+    extra = {"predictions.png"} if task is Ngrams else set()
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures | extra | {"training.png"}
+    assert main(task, ["evaluate", "--checkpoint", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {f"{first[1:]}/accuracy", "accuracy", "accuracy_sequence", "bits_per_sequence"} <= found.keys()
+    assert task.score in found
+    assert task.score in capsys.readouterr().out
+
+
+def checkpointed(folder, task):
+    saved = vars(checkpointing.load(folder)["args"])
+    return task.config_class(
+        **{f.name: saved[f.name] for f in dataclasses.fields(task.config_class) if f.name in saved}
+    )
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path):
+    """With symbols, entropy in the loss and a curriculum that rises at every look."""
+    more = ["--alphabet", "symbols", "--bits", "5", "--entropy-weight", "0.1", "--label-smoothing", "0.1"]
+    more += ["--curriculum", "--curriculum-goal", "0", "--curriculum-every", "1", "--longest", "4"]
+    more += ["--beyond", "--save-every", "1", *SMALL]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = more.index("--training-iterations") + 1
+    more[steps] = "4"
+    assert main(Copy, ["train", *more, "--out", str(whole)]) == 0
+    state = checkpointing.load(whole)
+    assert state["curriculum_state_dict"]["index"] == 1  # levels 2 and 4
+
+    class Stopping(Copy):
+        def batch(self, step, generator):
+            if step == 2:
+                raise KeyboardInterrupt
+            return super().batch(step, generator)
+
+    assert main(Stopping, ["train", *more, "--out", str(parts)]) == 130
+    assert main(Copy, ["train", *more, "--out", str(parts), "--resume"]) == 0
+    resumed = checkpointing.load(parts)
+    for name, value in state["model_state_dict"].items():
+        assert torch.equal(value, resumed["model_state_dict"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        (Copy, "published"),
+        (Copy, "paper_lstm"),
+        (Copy, "collier"),
+        (RepeatCopy, "published"),
+        (RepeatCopy, "paper_ff"),
+        (Recall, "paper_ff"),
+        (Ngrams, "paper_lstm"),
+        (PrioritySort, "paper_lstm"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_presets_train_the_published_models(config, preset):
+    task = config(config.presets[preset])
+    name = f"{task.name}_{'split' if preset == 'published' else preset.removeprefix('paper_')}"
+    found = {key: value.shape for key, value in task.build_model().state_dict().items()}
+    assert found == {key: value.shape for key, value in models.build(name).state_dict().items()}
+    assert task.build_model().layout == models.build(name).layout
+
+
+def test_batches_have_lengths_of_the_range():
+    task = Copy(CopyConfig(shortest=2, longest=4, beyond=(6,), n_test_batches=30))
+    lengths = {len(targets) for _, targets in task.evaluation_batches()}
+    assert lengths == {2, 3, 4}
+    ((name, batches),) = task.beyond_batches().items()
+    assert name == "length_6"
+    assert {len(targets) for _, targets in batches} == {6}
+
+
+def test_no_evaluation_sequence_is_trained_on():
+    task = Copy(CopyConfig(shortest=20))
+    trained = task.batch(0, batch_generator(EVALUATION_SEED - 1, 0))[1]
+    sets = [next(iter(task.evaluation_batches()))[1], next(iter(task.beyond_batches()["length_50"]))[1][:20]]
+    for held_out in sets:
+        same = (trained[:, :, None] == held_out[:, None]).all(-1).all(0)
+        assert not same.any()
+
+
+@pytest.mark.parametrize(("level", "longest"), [(2, 2), (20, 20)])
+def test_copy_curriculum(level, longest):
+    task = Copy(CopyConfig(curriculum=True))
+    assert list(task.curriculum.levels) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    drawn = [task.draw_difficulty(batch_generator(0, step), level) for step in range(100)]
+    assert max(drawn) == (longest,)
+
+
+def test_repeat_copy_curriculum_lets_both_grow():
+    task = RepeatCopy(RepeatCopyConfig(curriculum=True, curriculum_end_goal=0.7))
+    assert list(task.curriculum.levels) == list(range(9))
+    assert task.curriculum.at_least == {"accuracy": 0.99, "accuracy_end": 0.7}
+    hardest = []
+    for level in (0, 4, 8):
+        drawn = [task.draw_difficulty(batch_generator(0, step), level) for step in range(200)]
+        hardest.append(tuple(max(values) for values in zip(*drawn, strict=True)))
+    assert hardest == [(3, 2), (7, 6), (10, 10)]
+
+
+@pytest.mark.parametrize("alphabet", ["bits", "symbols"])
+def test_the_end_of_repeat_copy_is_scored(alphabet):
+    task = RepeatCopy(RepeatCopyConfig(alphabet=alphabet, bits=3))
+    _, targets = task.make((2, 2), 2, batch_generator(0, 0))
+    logits = 20 * targets - 10
+    assert task.answer_loss(logits, targets)[1]["accuracy_end"].tolist() == [1.0, 1.0]
+    logits[1, 0] = -10
+    logits[1, 0, 3] = 10  # the first sequence says the end too soon
+    assert task.answer_loss(logits, targets)[1]["accuracy_end"].tolist() == [0.0, 1.0]
+
+
+def test_ngrams_are_scored_beside_the_optimum():
+    task = Ngrams(NgramsConfig(length=50))
+    _, targets, best = task.make((50,), 4, batch_generator(0, 0))
+    _, metrics = task.answer_loss(torch.logit(best, eps=1e-6), targets, best)
+    torch.testing.assert_close(metrics["share_of_optimum"], torch.ones(4), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        ([], list(range(10))),
+        ([4], [2, 3, 4, 5, 6]),
+        ([9, 0], [7, 8, 9, 0, 1, 2]),
+        ([0, 3, 6, 9], list(range(7, 10)) + list(range(7))),
+    ],
+    ids=["none", "one", "around the ring", "all over"],
+)
+def test_used_slots(used, expected):
+    most = torch.zeros(10).numpy()
+    most[used] = 1
+    assert sorted(used_slots(most)) == sorted(expected)
+    if len(used) == 2:
+        assert used_slots(most).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CopyConfig(slots=64), "slots must be at least 100, one for each vector of the longest sequ"),
+        (lambda: RepeatCopyConfig(slots=16), "slots must be at least 20, one for each vector of the longest"),
+        (lambda: RecallConfig(slots=19), "slots must be at least 20, one for each item of the longest list"),
+        (lambda: NgramsConfig(slots=31), "slots must be at least 32, one for each context of five bits"),
+        (lambda: PrioritySortConfig(slots=29), "slots must be at least 30, one for each vector given"),
+        (lambda: CopyConfig(read_heads=0), "read_heads must be at least 1, got 0"),
+        (lambda: CopyConfig(write_heads=-1), "write_heads must be at least 1, got -1"),
+        (lambda: CopyConfig(shift=4), "shift must be odd, got 4"),
+        (lambda: RecallConfig(most=2, beyond=(), slots=2), "slots must be at least shift=3, got 2"),
+        (lambda: CopyConfig(shortest=5, longest=4), "longest must be at least shortest=5, got 4"),
+        (lambda: CopyConfig(controller_size=None), "controller_size must be None with split_hidden only"),
+        (lambda: CopyConfig(split_hidden=True), "controller_size must be None with split_hidden only"),
+        (lambda: CopyConfig(alphabet="symbols", bits=1), "bits must be at least 2, got 1"),
+        (lambda: CopyConfig(clip=-1.0), "clip must be positive or None, got -1.0"),
+        (lambda: RecallConfig(fewest=1), "fewest must be at least 2, for one must come after another, got 1"),
+        (lambda: NgramsConfig(length=5), "length must be at least 6, got 5"),
+        (lambda: PrioritySortConfig(kept=21), "kept must lie between 1 and given=20, got 21"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)
+def test_impossible_settings(make, message):
+    with pytest.raises(UserError, match=re.escape(f"config: {message}")):
+        make()
