@@ -184,9 +184,8 @@ def public(name):
     if hasattr(module, "__all__"):
         return set(module.__all__)
     own = {key for key, value in vars(module).items() if getattr(value, "__module__", None) == name}
-    return {key for key in own | {key for key in vars(module) if key.isupper()} if key[0] != "_"} - {
-        "TYPE_CHECKING"
-    }
+    constants = {k for k, value in vars(module).items() if k.isupper() and not inspect.isclass(value)}
+    return {key for key in own | constants if key[0] != "_"} - {"TYPE_CHECKING"}
 
 
 def section(name):
