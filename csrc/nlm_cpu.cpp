@@ -1,7 +1,5 @@
 #include "nlm.h"
 
-#include <cstdlib>
-
 #include "nlm_layout.h"
 #include "parallel.h"
 #include "simd.h"
@@ -287,13 +285,9 @@ CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T*
 // Calls run(block index, tile scratch, buffer of `extra` elements) for every block.
 template <class T, class Run>
 void for_each_block(const NlmSizes& n, int64_t extra, int threads, const Run& run) {
-  parallel_for(threads, block_count<T>(n), [&](int64_t index) {
-    const int64_t tile = lanes<T> * CTM_ROWS * (n.memory + 2 * n.hidden);
-    const size_t bytes = sizeof(T) * static_cast<size_t>(tile + extra);
-    T* scratch = static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    run(index, scratch, scratch + tile);
-    std::free(scratch);
-  });
+  const int64_t tile = lanes<T> * CTM_ROWS * (n.memory + 2 * n.hidden);
+  parallel_for<T>(threads, block_count<T>(n), tile + extra,
+                  [&](int64_t index, T* scratch) { run(index, scratch, scratch + tile); });
 }
 
 template <class T, class X>

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 
+#include "buffer.h"
 #include "nlm.h"
 #include "parallel.h"
 #include "simd.h"
@@ -108,12 +108,13 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
   const int64_t blocks = block_count<T>(n);
   T *w[2] = {w1, w2}, *b[2] = {b1, b2};
   const T t[2] = {t1, t2};
-  Sum* partial = static_cast<Sum*>(std::calloc(static_cast<size_t>(2 * blocks + 1), sizeof(Sum)));
+  const Buffer<Sum> partial(2 * blocks);
+  clear(partial.data, 2 * blocks);
   parallel_for(threads, blocks, [&](int64_t index) {
     const Block block = block_at<T>(n, index);
     const int64_t base = index * block_elements<T>(n);
     const auto add = [&](int64_t at, int layer, Vec<T> g) {
-      partial[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(packed + base + at))));
+      partial.data[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(packed + base + at))));
     };
     for_each_vector<T>(
         n, block,
@@ -129,8 +130,7 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
         });
   });
   Sum sum[2];
-  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2].add(partial[i].total());
-  std::free(partial);
+  for (int64_t i = 0; i < 2 * blocks; ++i) sum[i % 2].add(partial.data[i].total());
   *t1_grad = static_cast<T>(sum[0].total() / t1);
   if (n.deep) *t2_grad = static_cast<T>(sum[1].total() / t2);
 }

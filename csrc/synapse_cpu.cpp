@@ -1,7 +1,5 @@
 #include "synapse.h"
 
-#include <cstdlib>
-
 #include "parallel.h"
 #include "simd.h"
 
@@ -118,11 +116,10 @@ void glu_norm_backward_row(int64_t width, const T* x, const Norm<T>& norm, const
 template <class T, class Body>
 void over_groups(Rows rows, int64_t scratch_rows, int threads, const Body& body) {
   const int64_t groups = rows.count < kRowGroups ? rows.count : kRowGroups;
-  parallel_for(rows.count * rows.width < 8192 ? 1 : threads, groups, [&](int64_t group) {
-    T* scratch = static_cast<T*>(std::malloc(sizeof(T) * (scratch_rows * rows.width + 1)));
+  const int team = rows.count * rows.width < 8192 ? 1 : threads;
+  parallel_for<T>(team, groups, scratch_rows * rows.width, [&](int64_t group, T* scratch) {
     for (int64_t r = group * rows.count / groups; r < (group + 1) * rows.count / groups; ++r)
       body(r, group * rows.width, scratch);
-    std::free(scratch);
   });
 }
 

@@ -1,7 +1,6 @@
 #include "sync.h"
 
-#include <cstdlib>
-
+#include "buffer.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -29,16 +28,6 @@ void roots(const SyncSizes& n, const T* r, const T* beta0, T* beta, T* inverse_r
     }
 }
 
-template <class T>
-struct Buffer {  // scratch of one call or one group, zeroed
-  T* data;
-  explicit Buffer(int64_t count)
-      : data(static_cast<T*>(std::calloc(static_cast<size_t>(count) + 1, sizeof(T)))) {}
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data); }
-};
-
 // The neurons that occur in a pair. Few are read one by one and renumbered; many are read in whole squares.
 struct Neurons {
   Buffer<int32_t> ids, left, right;  // left, right: positions of the pairs' neurons in a group's buffer
@@ -47,7 +36,8 @@ struct Neurons {
 
   Neurons(const SyncSizes& n, const int32_t* left_ids, const int32_t* right_ids)
       : ids(n.neurons), left(n.pairs), right(n.pairs) {
-    Buffer<int32_t> position(n.neurons);  // 1 + position, 0 where not seen yet
+    const Buffer<int32_t> position(n.neurons);  // 1 + position, 0 where not seen yet
+    clear(position.data, n.neurons);
     for (int64_t p = 0; p < n.pairs; ++p) {
       left.data[p] = place(position.data, left_ids[p]);
       right.data[p] = place(position.data, right_ids[p]);
@@ -219,24 +209,29 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     return load(lane(z, neurons.left.data[p])) * load(lane(z, neurons.right.data[p]));
   }
 
-  void forward(T* alpha_rows, T* s) const {
+  static int64_t forward_scratch(const Pass<T>& c, const Neurons& neurons) {
+    return (neurons.count + c.n.pairs) * V<T>;
+  }
+
+  void forward(T* alpha_rows, T* s, T* z) const {
     const int64_t P = c.n.pairs;
-    Buffer<T> z(neurons.count * V<T>), alpha(P * V<T>);
-    read_all(alpha_rows + first * P, P, P, alpha.data);
+    T* alpha = z + neurons.count * V<T>;
+    clear(z, neurons.count * V<T>);
+    read_all(alpha_rows + first * P, P, P, alpha);
     for (int64_t t = 0; t < c.n.ticks; ++t) {
-      gather(t, z.data);
+      gather(t, z);
       T* out = c.row(s, t, first);
       over_squares(P, [&](int64_t p, int width) {
         Square<T> square = {};
         for (int i = 0; i < width; ++i) {
-          const Vec<T> next = load(lane(alpha.data, p + i)) * c.r[p + i] + product(z.data, p + i);
-          store(lane(alpha.data, p + i), next);
+          const Vec<T> next = load(lane(alpha, p + i)) * c.r[p + i] + product(z, p + i);
+          store(lane(alpha, p + i), next);
           square[i] = next * c.root(t)[p + i];
         }
         if (out) write<false>(square, out, P, p, width);
       });
     }
-    write_all<false>(alpha.data, P, alpha_rows + first * P, P);
+    write_all<false>(alpha, P, alpha_rows + first * P, P);
   }
 
   // history (T + 1, P, lanes): alpha before the first tick and after every one.
@@ -250,27 +245,34 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     }
   }
 
+  static int64_t backward_scratch(const Pass<T>& c, const Neurons& neurons, bool sums) {
+    return (2 * neurons.count + c.n.pairs * (sums ? c.n.ticks + 3 : 1)) * V<T>;
+  }
+
   // sums as in backward_sample.
-  void backward(T* sums) const {
+  void backward(T* sums, T* z) const {
     const int64_t P = c.n.pairs, U = neurons.count * V<T>;
-    Buffer<T> z(U), dz(U), g(P * V<T>), dr(sums ? P * V<T> : 0),
-        history(sums ? (c.n.ticks + 1) * P * V<T> : 0);
-    if (sums) replay(z.data, history.data);
-    read_all(c.galpha + first * P, P, P, g.data);
+    T *dz = z + U, *g = dz + U, *dr = g + P * V<T>, *history = dr + P * V<T>;  // the last two for sums only
+    clear(z, U);
+    if (sums) {
+      clear(dr, P * V<T>);
+      replay(z, history);
+    }
+    read_all(c.galpha + first * P, P, P, g);
     for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
-      gather(t, z.data);
-      std::memset(dz.data, 0, sizeof(T) * static_cast<size_t>(U));
+      gather(t, z);
+      clear(dz, U);
       const T* grad = c.row(c.ds, t, first);
       over_squares(P, [&](int64_t p, int width) {
         Square<T> square;
         read(grad, P, p, width, square);
         for (int i = 0; i < width; ++i)
-          tick(t, p + i, grad ? &square[i] : nullptr, z.data, dz.data, g.data, dr.data, history.data, sums);
+          tick(t, p + i, grad ? &square[i] : nullptr, z, dz, g, dr, history, sums);
       });
-      if (c.dz) scatter(t, dz.data);
+      if (c.dz) scatter(t, dz);
     }
-    write_all<false>(g.data, P, c.galpha + first * P, P);
-    for (int64_t p = 0; sums && p < P; ++p) sums[p] = sum_lanes<T>(load(lane(dr.data, p)));
+    write_all<false>(g, P, c.galpha + first * P, P);
+    for (int64_t p = 0; sums && p < P; ++p) sums[p] = sum_lanes<T>(load(lane(dr, p)));
   }
 
   // No gradient is not a gradient of zeros: that would turn an infinite alpha into NaN.
@@ -305,7 +307,8 @@ void forward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* left
   const int team = n.batch * n.ticks * n.pairs < 16384 ? 1 : threads;
   if (wide<T>(n)) {
     const Neurons neurons(n, left, right);
-    parallel_for(team, group_count<T>(n), [&](int64_t i) { Group<T>(pass, neurons, i).forward(alpha, s); });
+    parallel_for<T>(team, group_count<T>(n), Group<T>::forward_scratch(pass, neurons),
+                    [&](int64_t i, T* scratch) { Group<T>(pass, neurons, i).forward(alpha, s, scratch); });
   } else {
     parallel_for(team, n.batch, [&](int64_t b) { forward_sample(pass, b, alpha + b * n.pairs, s); });
   }
@@ -316,7 +319,7 @@ template <class T>
 void root_gradient(const SyncSizes& n, const T* r, const T* inverse_root, const T* beta0, double* sums, T* dr,
                    T* dbeta) {
   const int64_t P = n.pairs;
-  Buffer<double> state(P);
+  const Buffer<double> state(P);
   double* g = state.data;
   for (int64_t p = 0; p < P; ++p) g[p] = dbeta[p];
   for (int64_t t = n.ticks - 1; t >= 0; --t) {
@@ -344,23 +347,24 @@ void backward(const SyncSizes& n, const T* z, SyncStrides zs, const int32_t* lef
   const bool lanes_are_samples = wide<T>(n);
   const int64_t groups = lanes_are_samples ? group_count<T>(n) : n.batch < kGroups ? n.batch : kGroups;
   const int64_t sums = dr ? P * (T_ + 1) : 0;
-  Buffer<T> buffer(groups * sums);
+  const Buffer<T> buffer(groups * sums);
+  clear(buffer.data, groups * sums);
   const int team = n.batch * n.ticks * n.pairs < 16384 ? 1 : threads;
   if (lanes_are_samples) {
     const Neurons neurons(n, left, right);
-    parallel_for(team, groups, [&](int64_t i) {
-      Group<T>(pass, neurons, i).backward(dr ? buffer.data + i * sums : nullptr);
-    });
+    parallel_for<T>(team, groups, Group<T>::backward_scratch(pass, neurons, dr != nullptr),
+                    [&](int64_t i, T* scratch) {
+                      Group<T>(pass, neurons, i).backward(dr ? buffer.data + i * sums : nullptr, scratch);
+                    });
   } else {
-    parallel_for(team, groups, [&](int64_t i) {
-      Buffer<T> history(dr ? P * (T_ + 2) : 0);
+    parallel_for<T>(team, groups, dr ? P * (T_ + 2) : 0, [&](int64_t i, T* history) {
       for (int64_t b = i * n.batch / groups; b < (i + 1) * n.batch / groups; ++b)
-        backward_sample(pass, b, history.data, history.data + P * (T_ + 1),
-                        dr ? buffer.data + i * sums : nullptr);
+        backward_sample(pass, b, history, history + P * (T_ + 1), dr ? buffer.data + i * sums : nullptr);
     });
   }
   if (!dr) return;
-  Buffer<double> total(sums);
+  const Buffer<double> total(sums);
+  clear(total.data, sums);
   for (int64_t group = 0; group < groups; ++group)
     for (int64_t i = 0; i < sums; ++i) total.data[i] += static_cast<double>(buffer.data[group * sums + i]);
   root_gradient(n, r, inverse_root, beta0, total.data, dr, dbeta);
