@@ -1,0 +1,53 @@
+"""Kernels that cannot get their scratch memory raise MemoryError before they touch any argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ctm_fast import _C
+
+ROOM = 1 << 50  # elements beyond any address space
+ONE = 8  # an address that only a kernel that went on would read
+NO_DROPOUT = (0.0, 0, 0)
+
+
+def nlm_forward(threads: int) -> None:
+    _C.nlm_forward(0, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, threads)
+
+
+def nlm_backward(threads: int) -> None:
+    _C.nlm_backward(
+        1, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, ONE, (1, 1, 1), ONE, threads
+    )
+
+
+def nlm_unpack(threads: int) -> None:
+    _C.nlm_unpack(0, (1, ROOM, 1, 1, True), ONE, ONE, 1.0, 1.0, ONE, ONE, ONE, ONE, ONE, ONE, threads)
+
+
+def sync_forward(threads: int) -> None:
+    _C.sync_forward(0, (1, 64, ROOM, 1, False), ONE, (1, 1), ONE, ONE, ONE, ONE, ONE, ONE, threads)
+
+
+def sync_backward(threads: int) -> None:
+    _C.sync_backward(
+        0, (ROOM, 1, 1, 1, False), ONE, (1, 1), ONE, ONE, ONE, ONE, ONE, ONE, ONE, ONE, ONE, (1, 1), ONE, ONE, threads
+    )  # fmt: skip
+
+
+def glu_norm(threads: int) -> None:
+    _C.glu_norm(0, (64, ROOM), ONE, 1, (ONE, ONE, 1e-5), ONE, 1, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "call", [nlm_forward, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm],
+    ids=lambda call: call.__name__,
+)  # fmt: skip
+def test_too_large_raises_memory_error(
+    call: Callable[[int], None], threads: int, simd_level: str
+) -> None:
+    with pytest.raises(MemoryError):
+        call(threads)
