@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ PathLike = str | os.PathLike[str]
 
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 NAMES_SHOWN = 5
+_BEGINNINGS = (
+    b"PK\x03\x04",
+    b"\x80",
+)  # a zip archive, torch's format since 1.6, and a pickle, the one before
 
 _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 _SCALAR: Any = np.float64(0).__reduce__()[0]
@@ -127,22 +132,26 @@ def write_safetensors(path: PathLike, state: Mapping[str, Tensor]) -> None:
 
 
 def _read_torch(path: Path, allow_pickle: bool) -> Any:
+    expected = f"load_checkpoint: file must be a whole PyTorch checkpoint, got {str(path)!r}"
+    with path.open("rb") as file:
+        if not file.read(4).startswith(_BEGINNINGS):
+            raise ValueError(f"{expected}, which is neither a zip archive nor a pickle")
     try:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:  # torch.load raises a dozen unrelated types for a damaged file
         reason = _reason(error)
         hint = "; pass allow_pickle=True if you trust the file" if "GLOBAL" in str(error) else ""
-        raise ValueError(
-            f"load_checkpoint: file must be a whole PyTorch checkpoint, got {str(path)!r}: {reason}{hint}"
-        ) from error
+        raise ValueError(f"{expected}: {reason}{hint}") from error
 
 
 def _reason(error: Exception) -> str:
-    """The one line of ``error`` that says what is wrong."""
+    """The one sentence of ``error`` that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line] or lines or [type(error).__name__]
-    return telling[0][:200]
+    sentence = re.split(r"(?<=[\w)])\. ", telling[0])[0][:200]
+    clear = " " in sentence and "Weights only" not in sentence
+    return sentence if clear else f"it cannot be unpickled ({type(error).__name__})"
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:

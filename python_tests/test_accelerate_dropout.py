@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from foreign_cases import VARIANTS, assert_close, build, copies, evaluate, gradients, loss_of, pair, tensors
+from foreign_cases import (
+    VARIANTS,
+    agree,
+    assert_close,
+    build,
+    copies,
+    evaluate,
+    gradients,
+    loss_of,
+    pair,
+    tensors,
+)
 from torch.utils.checkpoint import checkpoint
 
 import ctm_fast
@@ -28,6 +39,12 @@ def test_recomputed_synapses_give_the_same_bits(name):
         torch.manual_seed(5)
         found.append(evaluate(each, inputs, torch.float64))
     assert_close(found[1], found[0], 1e-12)
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "base-unet"])
+def test_dropout_of_everything(name):
+    original, fast, inputs = pair(name, dropout=1.0)
+    agree(original, fast, inputs)
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "base-unet"])

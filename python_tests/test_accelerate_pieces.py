@@ -5,12 +5,13 @@ import logging
 
 import pytest
 import torch
-from foreign_cases import agree, build, copies, evaluate
+from foreign_cases import agree, build, copies, evaluate, pair
 from foreign_models import ThoughtMachine
 from foreign_variants import QuestionMachine, RecurrentMachine, SortingMachine
 from torch import nn
 
 import ctm_fast
+from ctm_fast.loop import run
 from ctm_fast.testing import relative_error
 
 
@@ -200,6 +201,46 @@ def test_changed_module(change, caplog):
     fast.load_state_dict(original.state_dict())
     agree(original, ctm_fast.accelerate(fast), inputs)
     assert caplog.messages == []
+
+
+class Labelled(nn.Parameter):
+    """A parameter that may not be what its memory says."""
+
+
+READ = (
+    "synapses.1.weight", "trace_processor.0.0.w1", "q_proj.weight", "attention.in_proj_weight",
+    "attention.out_proj.bias", "decay_params_action",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_parameter_of_another_class(name, monkeypatch):
+    original, fast, inputs = pair("base")
+    fast(*inputs)
+    for each in (original, fast):
+        owner, _, key = name.rpartition(".")
+        setattr(each.get_submodule(owner), key, Labelled(each.get_parameter(name).detach()))
+    monkeypatch.delattr(run, "TickLoopFunction")
+    agree(original, fast, inputs)
+
+
+def test_hook_of_all_modules():
+    original, fast, inputs = pair("base")
+    fast(*inputs)
+    called = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    counts = []
+    try:
+        for each in (original, fast):
+            called.clear()
+            each(*inputs)
+            counts.append([called.count(part) for part in (nn.Linear, nn.LayerNorm, nn.GLU)])
+    finally:
+        hook.remove()
+    assert counts[0] == counts[1]
+    called.clear()
+    fast(*inputs)
+    assert called == []
 
 
 def test_forward_set_on_a_submodule(caplog):

@@ -233,6 +233,36 @@ def test_a_method_set_on_the_object_is_called():
         assert_close(found, tensors(model(*inputs)), 1e-6)
 
 
+@pytest.mark.parametrize("called", ["", "synapses", "trace_processor", "q_proj"])
+@pytest.mark.parametrize(
+    "sizes", [{"iterations": 1}, {"memory_length": 1}, {"iterations": 1, "memory_length": 1}], ids=str
+)
+def test_what_no_tick_reads_has_the_gradient_of_the_published_forward(called, sizes):
+    model, inputs = agreed(base(**sizes), signs)(2)
+    if called:
+        model.get_submodule(called).register_forward_hook(lambda *_: None)
+    found = evaluate(copy.deepcopy(model), inputs, torch.float64)
+    with ctm_fast.use_backend("reference"):
+        truth = evaluate(copy.deepcopy(model), inputs, torch.float64)
+    assert_close(found, truth, 1e-6)  # the names of both: None is not a gradient of zeros
+
+
+@pytest.mark.parametrize("name", ["base", "sort", "rl"])
+def test_no_ticks(name):
+    model, inputs = CASES[name](2)
+    model.iterations = 0
+    with pytest.raises(ValueError, match=rf"^{type(model).__name__}: iterations must be at least 1, got 0$"):
+        model(*inputs)
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 8, 1)])
+def test_numbers_of_a_wrong_rank(shape):
+    model, _ = CASES["sort"](2)
+    expected = r"^ContinuousThoughtMachineSORT: x must have shape \(B, N\), got \("
+    with pytest.raises(ValueError, match=expected):
+        model(random(*shape))
+
+
 @pytest.mark.parametrize("batch", [2, 3])
 def test_wrong_sizes_raise_as_published(batch):
     model, (x, (trace, activated)) = CASES["rl"](batch)

@@ -97,6 +97,19 @@ def test_dropout_draws_the_mask_of_the_reference(case: OpCase, simd_level: str) 
     torch.testing.assert_close(native, plain, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("case", [DEEP, LINEAR], ids=str)
+def test_dropout_of_everything_leaves_the_last_bias(case: OpCase, backend: str) -> None:
+    inputs = {name: x.requires_grad_() for name, x in case.inputs(torch.float64).items()}
+    bias, t = (inputs[name] for name in (("b2", "t2") if "w2" in inputs else ("b1", "t1")))
+    z = ops.nlm(*inputs.values(), dropout=1.0, backend=backend)
+    expected = torch.nn.functional.glu(bias / t, -1).squeeze(-1).expand(z.shape)
+    torch.testing.assert_close(z, expected, rtol=1e-14, atol=0)
+    (z * z).sum().backward()
+    reached = {name for name, x in inputs.items() if x.grad is not None and x.grad.any()}
+    assert reached == ({"b2", "t2"} if "w2" in inputs else {"b1", "t1"})
+
+
 def test_dropout_scales_by_the_kept_share() -> None:
     ones = torch.ones(64, 128, 8)
     w1 = torch.zeros(8, 2, 128)

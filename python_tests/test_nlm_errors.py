@@ -89,9 +89,9 @@ WRONG = {
         "b2 must be a floating-point tensor, got torch.int32",
     ),
     "t2-shape": ("t2", torch.ones(2), ValueError, r"t2 must have shape \(1\) = \(1,\), got \(2,\)"),
-    "dropout-one": ("dropout", 1.0, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
-    "dropout-negative": ("dropout", -0.1, ValueError, r"dropout must be in \[0, 1\), got -0.1"),
-    "dropout-nan": ("dropout", math.nan, ValueError, r"dropout must be in \[0, 1\), got nan"),
+    "dropout-above-one": ("dropout", 1.1, ValueError, r"dropout must be in \[0, 1\], got 1.1"),
+    "dropout-negative": ("dropout", -0.1, ValueError, r"dropout must be in \[0, 1\], got -0.1"),
+    "dropout-nan": ("dropout", math.nan, ValueError, r"dropout must be in \[0, 1\], got nan"),
     "dropout-text": ("dropout", "half", TypeError, "dropout must be a number, got str"),
     "seed-float": (
         "seed",
@@ -160,7 +160,7 @@ WRONG_HISTORY = {
     ),
     "batch-negative": ({"batch": -1}, ValueError, "batch must be >= 0 and ticks >= 1, got -1 and 2"),
     "no-ticks": ({"ticks": 0}, ValueError, "batch must be >= 0 and ticks >= 1, got 3 and 0"),
-    "dropout-one": ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
+    "dropout-above-one": ({"dropout": 1.1}, ValueError, r"dropout must be in \[0, 1\], got 1.1"),
     "seed-text": (
         {"dropout": 0.1, "seed": "x"},
         TypeError,

@@ -46,8 +46,6 @@ def glu_norm(threads: int) -> None:
     "call", [nlm_forward, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm],
     ids=lambda call: call.__name__,
 )  # fmt: skip
-def test_too_large_raises_memory_error(
-    call: Callable[[int], None], threads: int, simd_level: str
-) -> None:
+def test_too_large_raises_memory_error(call: Callable[[int], None], threads: int, simd_level: str) -> None:
     with pytest.raises(MemoryError):
         call(threads)

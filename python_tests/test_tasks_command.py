@@ -169,6 +169,15 @@ def test_incomplete_command(capsys: pytest.CaptureFixture[str], arguments: list[
     assert "--help" in refused(capsys, *arguments)
 
 
+def test_switches_read_as_they_act(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(Parity, ["train", "--help"])
+    lines = [" ".join(line.strip("\u2502 ").split()) for line in capsys.readouterr().out.splitlines()]
+    text = " ".join(lines)
+    assert "--tf32, --no-tf32 Allow TF32 matrix products on CUDA. (default: True)" in text
+    assert "--cpu, --no-cpu Stay on the CPU although an accelerator is there. (default: False)" in text
+
+
 def test_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "train", "--preset", "quickest").startswith(
         "parity: preset must be one of quick, ctm_1_1,"

@@ -119,7 +119,6 @@ def _parse(task_class: type[Task[Any]], arguments: list[str]) -> Any:
         args=arguments,
         prog=f"python -m tasks.{task_class.name}",
         description=f"{task_class.__doc__} Presets: {', '.join(presets)}.",
-        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ctm_fast.loop.synapses import INPUT, Stage, SynapsePlan, Synapses
@@ -28,7 +29,14 @@ _agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref
 
 def is_plain(module: nn.Module) -> bool:
     """Whether calling the parts by their mathematics skips nothing that calling the module would do."""
+    if any(getattr(every_module, f"_global{hooks}") for hooks in _HOOKS):
+        return False
     return all(_untouched(part.__dict__) for part in module.modules())
+
+
+def are_parameters(*tensors: Tensor | None) -> bool:
+    """Whether all are ordinary parameters: a subclass, or what a functional call puts in, has no memory to read."""
+    return all(type(x) is nn.Parameter for x in tensors)
 
 
 def _untouched(own: dict[str, Any]) -> bool:
@@ -45,7 +53,7 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
         return None
     weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, layer.T))
     rates = {_rate(layer.dropout) for layer in layers}
-    if len(rates) != 1 or None in rates:
+    if len(rates) != 1 or None in rates or not are_parameters(*weights):
         return None
     ours = type(module) in (nn.Sequential, NeuronLevelModels)
     ours = ours and all(type(layer) is SuperLinear for layer in layers)
@@ -88,7 +96,7 @@ def synapse_plan(module: nn.Module) -> SynapsePlan | None:
     if not is_plain(module):
         return None
     plan = _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
-    if plan is None or any(type(p) is not nn.Parameter for p in plan.parameters) or not plan.sizes_agree():
+    if plan is None or not are_parameters(*plan.parameters) or not plan.sizes_agree():
         return None
     ours = all(type(part) in _OWN for part in module.modules())
     if not ours and not _agrees(module, lambda x: run_plan(plan, x), (plan.parameters[0].shape[1],)):
@@ -233,6 +241,7 @@ def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) ->
         and not attention.add_zero_attn and type(attention.out_proj) is NonDynamicallyQuantizableLinear
         and attention.out_proj.bias is not None and attention.batch_first
         and is_plain(q_proj) and is_plain(attention)
+        and are_parameters(*q_proj.parameters(), *attention.parameters())
     )  # fmt: skip
 
 

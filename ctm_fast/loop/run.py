@@ -115,7 +115,9 @@ def _plan(
 ) -> tuple[Parameters, Any, float] | None:
     """Parameters, synapse stages and neuron-level dropout of the native loop; None if it cannot run this."""
     synapses, nlm = plan.synapse_plan(parts.synapses), plan.nlm_weights(parts.nlm)
-    plain = parts.attention is None or plan.attention_is_plain(parts.q_proj, parts.attention)
+    plain = parts.attention is None or (
+        plan.attention_is_plain(parts.q_proj, parts.attention) and plan.are_parameters(parts.decay)
+    )
     called = {
         "the synapses": synapses is None, "the neuron-level models": nlm is None, "the attention": not plain,
         "the action synchronisation": parts.synchronise is not None,
@@ -129,6 +131,8 @@ def _plan(
     parameters = Parameters(attention, nlm[0], synapses.parameters)
     read = [start, *tokens, *([] if given is None else given.unbind(0))]
     if any(x.dtype != z0.dtype or x.device != z0.device for x in (*parameters.flat(), *read)):
+        return None
+    if any(type(x) not in (Tensor, nn.Parameter) for x in (z0, *read)):
         return None
     if not _fits(parameters, synapses, z0, read):
         return None
@@ -231,7 +235,7 @@ class _NeuronLevelModels:
     """The neuron-level models on a growing history: packed and fused where planned, called elsewhere."""
 
     def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
-        self.module, self.memory = module, start.shape[2]
+        self.module, self.window = module, start
         self.rows = list(start.unbind(2))
         self.history = None
         weights = plan.nlm_weights(module) if _native(start) else None
@@ -245,8 +249,8 @@ class _NeuronLevelModels:
         if self.history is not None:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
-        window = torch.stack(self.rows[t + 1 : t + 1 + self.memory], -1)
-        result: Tensor = self.module(window)
+        self.window = torch.cat((self.window[:, :, 1:], s.unsqueeze(-1)), -1)
+        result: Tensor = self.module(self.window)
         return result
 
 
@@ -293,4 +297,7 @@ def _synchronise(
         return parts.synchronise(z, alpha, beta)
     assert parts.left is not None and parts.right is not None and parts.decay is not None
     ticks = z.unsqueeze(0).to(parts.decay.dtype)
-    return sync(ticks, parts.left, parts.right, parts.decay, alpha, beta, last=True)
+    decay = (
+        parts.decay.detach() if alpha is None else parts.decay
+    )  # nothing has decayed before the first tick
+    return sync(ticks, parts.left, parts.right, decay, alpha, beta, last=True)

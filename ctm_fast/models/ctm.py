@@ -40,7 +40,7 @@ class ContinuousThoughtMachine(AttendedFeatures, Synchronised):
         positional_embedding_type: one of ``ctm_fast.nn.POSITIONAL_EMBEDDINGS``; "none" without a backbone.
         out_dims: predictions C per tick.
         prediction_reshaper: how the certainty reads a prediction; its last dimension are the classes.
-        dropout: in the synapses and the attention, in [0, 1).
+        dropout: in the synapses and the attention, in [0, 1].
         dropout_nlm: in the neuron-level models; None means ``dropout``.
         neuron_select_type: "first-last", "random" or "random-pairing".
         n_random_pairing_self: neurons of "random-pairing" paired with themselves.

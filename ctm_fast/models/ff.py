@@ -17,7 +17,7 @@ class FFBaseline(nn.Module, HubMixin):
         d_model: width of the hidden layer.
         backbone_type: one of ``ctm_fast.nn.RESNETS``.
         out_dims: predictions.
-        dropout: before the last layer, in [0, 1).
+        dropout: before the last layer, in [0, 1].
     """
 
     def __init__(self, d_model: int, backbone_type: str, out_dims: int, dropout: float = 0) -> None:

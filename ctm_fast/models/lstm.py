@@ -30,7 +30,7 @@ class LSTMBaseline(AttendedFeatures):
         num_layers: layers of the LSTM.
         out_dims: predictions C per tick.
         prediction_reshaper: how the certainty reads a prediction; its last dimension are the classes.
-        dropout: in the attention, in [0, 1).
+        dropout: in the attention, in [0, 1].
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class SuperLinear(nn.Module):
         N: number of neurons.
         T: initial temperature.
         do_norm: normalise the inputs of each neuron with one LayerNorm shared by all neurons.
-        dropout: probability of dropping an input, in [0, 1).
+        dropout: probability of dropping an input, in [0, 1].
 
     Parameters ``w1`` (in_dims, out_dims, N) start uniform in +-1/sqrt(in_dims + out_dims), ``b1``
     (1, N, out_dims) at zero, ``T`` (1,) at ``T``.
@@ -45,8 +45,8 @@ class SuperLinear(nn.Module):
         super().__init__()
         if min(in_dims, out_dims, N) < 1:
             raise ValueError(f"SuperLinear: sizes must be at least 1, got {in_dims}, {out_dims}, {N}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"SuperLinear: dropout must be in [0, 1), got {dropout}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"SuperLinear: dropout must be in [0, 1], got {dropout}")
         self.in_dims = in_dims
         self.dropout: nn.Module = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.layernorm: nn.Module = nn.LayerNorm(in_dims) if do_norm else nn.Identity()

@@ -48,7 +48,7 @@ class TickLoop(nn.Module):
         heads: attention heads, a divisor of ``d_input``; 0 for inputs without attention.
         n_synch: neurons selected for the synchronisation that queries the attention.
         selection: one of :data:`ctm_fast.nn.sync.SELECTIONS`.
-        dropout: in synapses and attention, in [0, 1).
+        dropout: in synapses and attention, in [0, 1].
         dropout_nlm: in the neuron-level models; None means ``dropout``.
         synapses: a module of your own, (B, d + D) -> (B, D), the input first.
         neuron_level_models: a module of your own, (B, D, M) -> (B, D), the newest history last.

@@ -38,7 +38,7 @@ def nlm(
         w1, b1, t1: first layer of every neuron; ``t1`` divides. Of the dtype of ``history``, or float32
             beside a 16-bit history.
         w2, b2, t2: second layer, all or none.
-        dropout: probability in [0, 1) of dropping an input of either layer.
+        dropout: probability in [0, 1] of dropping an input of either layer.
         seed: int, or int64 tensor with one element; None draws one from torch's default generator.
         backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
 

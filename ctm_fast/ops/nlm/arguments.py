@@ -61,11 +61,11 @@ def check(op: str, history: object, *weights: object) -> Weights:
 
 
 def check_dropout(op: str, p: float) -> None:
-    """Raise ``ValueError`` unless 0 <= p < 1, ``TypeError`` unless it is a number."""
+    """Raise ``ValueError`` unless 0 <= p <= 1, ``TypeError`` unless it is a number."""
     if not isinstance(p, (int, float)):
         raise TypeError(f"{op}: dropout must be a number, got {type(p).__name__}")
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"{op}: dropout must be in [0, 1), got {p}")
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{op}: dropout must be in [0, 1], got {p}")
 
 
 def as_seed(op: str, seed: int | Tensor | None) -> Tensor:
