@@ -44,15 +44,16 @@ class CopyConfig(DncConfig):
 
 PRESETS: dict[str, CopyConfig] = {
     "quick": CopyConfig(
-        controller_size=100,
+        controller_size=64,
         slots=64,
         width=16,
         batch_size=16,
         batch_size_test=64,
-        lr=1e-3,
+        lr=3e-3,
         warmup_steps=100,
-        gradient_clipping=10.0,
-        training_iterations=5000,
+        gradient_clipping=1.0,
+        curriculum_start=2,
+        training_iterations=4000,
         track_every=250,
         save_every=250,
         log_every=50,
