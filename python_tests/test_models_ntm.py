@@ -132,11 +132,73 @@ def test_samples_do_not_see_each_other():
     torch.testing.assert_close(model(x[:, 1:2]).output, model(x).output[:, 1:2])
 
 
-def test_the_reference_backend_gives_the_same():
-    model, x = build().float(), inputs().float()
+def values_and_gradients(model, x):
+    """Of a loss that sees outputs and states of two calls, the second from the state of the first."""
+    x = x.clone().requires_grad_()
+    first = model(x[:2])
+    second = model(x[2:], first.state)
+    found = [first.output, second.output, *second.state.controller, *second.state.memory]
+    loss = sum(
+        (part * torch.arange(part.numel(), dtype=part.dtype).cos().view(part.shape)).sum() for part in found
+    )
+    leaves = [x, *model.parameters()]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [*found, *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
+
+
+@every_variant
+def test_every_backend_gives_the_same_values_and_gradients(changes):
+    model, x = build(**changes), inputs()
+    found = values_and_gradients(model, x)
     with ctm_fast.use_backend("reference"):
-        expected = model(x).output
-    torch.testing.assert_close(model(x).output, expected)
+        expected = values_and_gradients(model, x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"controller": "ff"}], ids=["lstm", "ff"])
+@pytest.mark.parametrize("part", ["output", "memory", "reads"])
+def test_gradients_where_only_a_part_reaches_the_loss(changes, part):
+    model, x = build(**changes), inputs()
+
+    def gradients():
+        output, state, _ = model(x)
+        parts = {"output": output[1], "memory": state.memory.memory, "reads": state.memory.reads}
+        return torch.autograd.grad(
+            parts[part].square().sum(), list(model.parameters()), allow_unused=True, materialize_grads=True
+        )
+
+    found = gradients()
+    with ctm_fast.use_backend("reference"):
+        torch.testing.assert_close(found, gradients())
+
+
+def test_frozen_parameters_and_no_gradients():
+    model, x = build(), inputs()
+    expected = model(x).output
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).output, expected)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert not model(x).output.requires_grad
+    model.heads.to_interface.bias.requires_grad_()
+    model(x).output.sum().backward()
+    assert model.heads.to_interface.bias.grad.any()
+
+
+def test_two_backwards_of_one_forward():
+    model, x = build(), inputs()
+    loss = model(x).output.square().sum()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.parameters()]
+    loss.backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], [2 * g for g in once])
+
+
+def test_sixteen_bits_by_autocast():
+    model, x = build().float(), inputs().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x).output
+    torch.testing.assert_close(found.float(), model(x).output, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["constant", "zeros", "random", "learned"])

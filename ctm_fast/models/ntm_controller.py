@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 State = tuple[Tensor, ...]
+Slope = Callable[[int, State], tuple[Tensor, State]]
 Step = Callable[[int, Tensor, list[State]], tuple[Tensor, list[State]]]
 
 
@@ -25,6 +26,16 @@ class LayerWeights(NamedTuple):
     inputs: Tensor  # (G, I + F) in the lowest layer, (G, C) above
     recurrent: Tensor | None  # (G, C)
     bias: Tensor  # (G)
+
+
+class JoinedWeights(NamedTuple):
+    """The parameters of one forward: gates = constant + known @ joined.T, where known is what is fed back, reads
+    or the layer below, beside the hidden state, and the constant the projection or the bias.
+    """
+
+    projected: Tensor  # (T, B, G), the inputs of the lowest layer
+    joined: list[Tensor]  # (G, K) of every layer
+    biases: list[Tensor]  # (G) of all but the lowest
 
 
 class Controller(nn.Module, ABC):
@@ -52,6 +63,20 @@ class Controller(nn.Module, ABC):
     def activate(self, gates: Tensor, state: State) -> State:
         """Gates (B, G) and a layer's state to the layer's output (B, C), followed by what else is kept."""
 
+    def slopes(self, gates: Tensor, before: State, after: State) -> Slope:
+        """The gradient of :meth:`activate` for what a layer saw in T steps; here that of tanh units.
+
+        Args:
+            gates: (T, B, G).
+            before, after: (T, B, C) each, the states before every step, and what :meth:`activate` returned.
+
+        Returns:
+            function of a step's index and the gradients of what :meth:`activate` returned, to the gradients
+            of its gates (B, G) and of its state behind the hidden one.
+        """
+        slope = (1 - after[0].square()).unbind(0)
+        return lambda t, grads: (grads[0] * slope[t], ())
+
     @abstractmethod
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """All steps of (T, B, I + F) at once: outputs (T, B, C) and the state after the last."""
@@ -68,25 +93,30 @@ class Controller(nn.Module, ABC):
         """The inverse of :meth:`split`."""
         return tuple(torch.stack([layer[part] for layer in layers]) for part in range(self.states))
 
+    def joined(self, x: Tensor) -> JoinedWeights:
+        """What one forward needs of the parameters, for inputs (T, B, I): all that needs no reads is done."""
+        lowest, *above = self.weights()
+        projected = F.linear(x, lowest.inputs[:, : self.inputs], lowest.bias)
+        fed_back = lowest._replace(inputs=lowest.inputs[:, self.inputs :])
+        return JoinedWeights(
+            projected, [_joined(layer) for layer in (fed_back, *above)], [layer.bias for layer in above]
+        )
+
     def stepper(self, x: Tensor) -> Step:
         """The function of one step of one forward, for inputs (T, B, I).
 
-        What needs no reads is done here, once: the inputs of all steps are projected, and the weights of what
-        is fed back joined. The function takes the step's index, the reads (B, F) and the states by layer, and
-        returns the output (B, C) and the new states.
+        It takes the step's index, the reads (B, F) and the states by layer, and returns the output (B, C) and
+        the new states.
         """
-        layers = self.weights()
-        lowest = layers[0]
-        projected = F.linear(x, lowest.inputs[:, : self.inputs], lowest.bias).unbind(0)
-        joined = [_joined(lowest.inputs[:, self.inputs :], lowest.recurrent)]
-        joined += [_joined(layer.inputs, layer.recurrent) for layer in layers[1:]]
+        weights = self.joined(x)
+        projected, joined = weights.projected.unbind(0), [weight.t() for weight in weights.joined]
 
         def step(t: int, reads: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
             below, new = reads, []
             for index, (weight, state) in enumerate(zip(joined, states, strict=True)):
                 known = torch.cat((below, state[0]), 1) if state else below
-                gates = torch.addmm(layers[index].bias if index else projected[t], known, weight)
-                kept = self.activate(gates, state)
+                constant = weights.biases[index - 1] if index else projected[t]
+                kept = self.activate(torch.addmm(constant, known, weight), state)
                 below = kept[0]
                 new.append(kept[: self.states])
             return below, new
@@ -94,8 +124,8 @@ class Controller(nn.Module, ABC):
         return step
 
 
-def _joined(inputs: Tensor, recurrent: Tensor | None) -> Tensor:
-    return (inputs if recurrent is None else torch.cat((inputs, recurrent), 1)).t()
+def _joined(layer: LayerWeights) -> Tensor:
+    return layer.inputs if layer.recurrent is None else torch.cat((layer.inputs, layer.recurrent), 1)
 
 
 class FeedForwardController(Controller):
@@ -155,6 +185,22 @@ class LSTMController(RecurrentController):
         i, f, g, o = gates.chunk(4, 1)
         cell = torch.addcmul(torch.sigmoid(f) * state[1], torch.sigmoid(i), torch.tanh(g))
         return torch.sigmoid(o) * torch.tanh(cell), cell
+
+    def slopes(self, gates: Tensor, before: State, after: State) -> Slope:
+        gates = gates.unflatten(2, (4, self.size))
+        i, f, o = gates[:, :, [0, 1, 3]].sigmoid().unbind(2)
+        g, bounded = gates[:, :, 2].tanh(), after[1].tanh()
+        through = (o * (1 - bounded.square())).unbind(0)  # from the output to the cell
+        inner = torch.stack((g * i * (1 - i), before[1] * f * (1 - f), i * (1 - g.square())), 2).unbind(0)
+        outer, kept = (bounded * o * (1 - o)).unbind(0), f.unbind(0)
+
+        def slope(t: int, grads: State) -> tuple[Tensor, State]:
+            hidden, cell = grads
+            cell = torch.addcmul(cell, hidden, through[t])
+            found = torch.cat((cell.unsqueeze(1) * inner[t], (hidden * outer[t]).unsqueeze(1)), 1)
+            return found.flatten(1), (cell * kept[t],)
+
+        return slope
 
     def sequence(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self.rnn(x, state)
