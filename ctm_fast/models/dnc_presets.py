@@ -1,5 +1,5 @@
 """The Differentiable Neural Computers of the paper (Nature 538, 471-476, extended data table 2): constructor
-arguments by name.
+arguments by name. The layers of a controller are stacked without the paper's skip connections.
 """
 
 from __future__ import annotations

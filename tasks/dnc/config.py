@@ -56,7 +56,10 @@ class DncConfig(TrainConfig):
 
 
 def paper_settings(preset: str) -> dict[str, Any]:
-    """Model and training settings of the paper's experiment ``preset`` of ``ctm_fast.models.presets``."""
+    """Model and training settings of the paper's experiment ``preset`` of ``ctm_fast.models.presets``.
+
+    The paper clips the gradients of the LSTM's activations at 10; here it is the norm of all gradients.
+    """
     arguments = get_preset(preset).arguments
     known = {field.name for field in fields(DncConfig)}
     return {

@@ -16,12 +16,13 @@ DIGITS = 9
 TRIPLE = 10 * DIGITS
 INPUTS = TRIPLE + 2
 PHASE, ANSWER = TRIPLE, TRIPLE + 1
-PLACES = torch.tensor([100, 10, 1])
+PLACES = (100, 10, 1)
 
 
 def digits(labels: Tensor) -> Tensor:
     """Decimal digits of labels (..., 3) in [0, 1000): (..., 9), int64."""
-    return (labels[..., None] // PLACES % 10).flatten(-2)
+    places = torch.tensor(PLACES, device=labels.device)
+    return (labels[..., None] // places % 10).flatten(-2)
 
 
 def one_hot(labels: Tensor, parts: tuple[bool, bool, bool] = (True, True, True)) -> Tensor:
