@@ -71,6 +71,10 @@ COUNTS = {
     "adaptive_addition": 4_480_067,
     "adaptive_addition_paper": 1_191_491,
     "adaptive_sort_paper": 1_067_024,
+    "rtntm_copy": 262_818,
+    "rtntm_add_64": 97_143,
+    "rtntm_add_104": 251_363,
+    "rtntm_add_200": 1_397_851,
 }
 NON_BACKBONE = {"cifar10_ctm": 882_824, "imagenet_ctm": 128_974_014}
 

@@ -14,10 +14,12 @@ from ctm_fast.models.lstm_qamnist import LSTMBaselineQAMNIST
 from ctm_fast.models.lstm_rl import LSTMBaselineRL
 from ctm_fast.models.ntm import NTM, NtmOutput
 from ctm_fast.models.ntm_state import NtmState, NtmTrace
+from ctm_fast.models.rtntm import RTNTM, RtntmOutput, RtntmState
 
 __all__ = [
     "DNC",
     "NTM",
+    "RTNTM",
     "AdaptiveLSTM",
     "AdaptiveOutput",
     "AdaptiveRNN",
@@ -37,4 +39,6 @@ __all__ = [
     "NtmOutput",
     "NtmState",
     "NtmTrace",
+    "RtntmOutput",
+    "RtntmState",
 ]

@@ -25,6 +25,8 @@ from ctm_fast.models.lstm_rl import LSTMBaselineRL
 from ctm_fast.models.ntm import NTM
 from ctm_fast.models.ntm_presets import NTM_ARGUMENTS
 from ctm_fast.models.preset import Arguments, Preset
+from ctm_fast.models.rtntm import RTNTM
+from ctm_fast.models.rtntm_presets import RTNTM_ARGUMENTS
 
 SEQUENCE_STEPS = 8  # of the example inputs of models that take sequences
 
@@ -174,11 +176,13 @@ def _reinforcement() -> dict[str, Preset]:
 def _memory_machines() -> dict[str, Preset]:
     families: tuple[tuple[type[nn.Module], dict[str, Arguments]], ...]
     families = ((NTM, NTM_ARGUMENTS), (DNC, DNC_ARGUMENTS))
-    return {
+    presets = {
         name: Preset(model, arguments, ((SEQUENCE_STEPS, arguments["input_size"]),), batch_dim=1)
         for model, family in families
         for name, arguments in family.items()
     }
+    tokens = ((SEQUENCE_STEPS,),)
+    return presets | {name: Preset(RTNTM, arguments, tokens) for name, arguments in RTNTM_ARGUMENTS.items()}
 
 
 PRESETS: dict[str, Preset] = {
@@ -223,6 +227,8 @@ def example_inputs(name: str, batch: int = 1) -> tuple[Tensor, ...]:
         return (torch.randint(0, 2, shapes[0]) * 2.0 - 1,)
     if name.startswith("4rooms"):
         return (torch.randint(0, 3, shapes[0]),)
+    if name.startswith("rtntm"):
+        return (torch.randint(0, preset.arguments["vocabulary"], shapes[0]),)
     if name.startswith("qamnist"):
         repeats = preset.arguments["iterations_per_question_part"]
         (ticks,) = preset.example_shapes[1]
