@@ -26,6 +26,8 @@ COUNTS = {
     "parity_lstm_75": 5_722_374,
     "parity_lstm_100": 6_567_486,
     "sort_ctm": 897_197,
+    "mnist_ctm_30_15": 99_658,
+    "mnist_ctm_15_10": 343_658,
     "qamnist_ctm_1": 2_501_388,
     "qamnist_lstm_1": 2_507_218,
     "qamnist_ctm_10": 3_413_772,

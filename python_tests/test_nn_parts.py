@@ -42,7 +42,7 @@ def test_super_linear_with_one_output_drops_the_dimension():
     ("arguments", "message"),
     [
         ({"in_dims": 0, "out_dims": 2, "N": 4}, "sizes must be at least 1, got 0, 2, 4"),
-        ({"in_dims": 3, "out_dims": 2, "N": 4, "dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
+        ({"in_dims": 3, "out_dims": 2, "N": 4, "dropout": -0.1}, r"dropout must be in \[0, 1\], got -0.1"),
     ],
     ids=["size", "dropout"],
 )

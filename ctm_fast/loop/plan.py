@@ -24,6 +24,7 @@ from ctm_fast.ops.nlm import reference
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LEAVES = (nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity)
 _OWN = (*_LEAVES, nn.Sequential, nn.ModuleList, SynapseUNET)
+_NOTHING = nn.Identity()
 _agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -51,9 +52,9 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
     layers = _nlm_layers(module)
     if layers is None or not is_plain(module):
         return None
-    weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, layer.T))
-    rates = {_rate(layer.dropout) for layer in layers}
-    if len(rates) != 1 or None in rates or not are_parameters(*weights):
+    weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, _temperature(layer)))
+    rates = {_rate(_part(layer, "dropout")) for layer in layers}
+    if len(rates) != 1 or None in rates or not all(are_parameters(*layer.parameters()) for layer in layers):
         return None
     ours = type(module) in (nn.Sequential, NeuronLevelModels)
     ours = ours and all(type(layer) is SuperLinear for layer in layers)
@@ -63,17 +64,26 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
     return weights, float(rates.pop() or 0.0)
 
 
+def _temperature(layer: Any) -> Tensor:
+    own: Tensor | None = getattr(layer, "T", None)
+    return layer.w1.new_ones(1) if own is None else own
+
+
+def _part(layer: Any, name: str) -> nn.Module:
+    part: nn.Module = getattr(layer, name, _NOTHING)
+    return part
+
+
 def _nlm_layers(module: nn.Module) -> list[Any] | None:
     body = list(module.children())
     if len(body) == 1 and isinstance(body[0], nn.Sequential):
         body = list(body[0].children())
-    names = ["w1", "b1", "T", "dropout", "layernorm"]
     layers: list[Any] = body[0::2][:-1] if len(body) % 2 else []
     if len(layers) not in (1, 2) or any(type(glu) is not nn.GLU for glu in body[1::2]):
         return None
-    if not all(hasattr(layer, name) for layer in layers for name in names):
+    if not all(hasattr(layer, name) for layer in layers for name in ("w1", "b1")):
         return None
-    if any(type(layer.layernorm) is not nn.Identity for layer in layers):
+    if any(type(_part(layer, "layernorm")) is not nn.Identity for layer in layers):
         return None
     if any(layer.w1.dim() != 3 for layer in layers) or layers[-1].w1.shape[1] != 2:
         return None
@@ -180,8 +190,7 @@ def _unet_plan(module: nn.Module) -> SynapsePlan | None:
 
 def _three(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     parts = list(module.children())
-    nothing = nn.Identity()
-    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (nothing, nothing, nothing)
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (_NOTHING, _NOTHING, _NOTHING)
 
 
 def _dropped_layer(module: nn.Module) -> tuple[nn.Module, nn.Module, float] | None:

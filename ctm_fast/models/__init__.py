@@ -4,6 +4,7 @@ from ctm_fast.models.adaptive import AdaptiveLSTM, AdaptiveOutput, AdaptiveRNN
 from ctm_fast.models.agent import Agent
 from ctm_fast.models.checks import ArgumentError
 from ctm_fast.models.ctm import ContinuousThoughtMachine
+from ctm_fast.models.ctm_mnist import ContinuousThoughtMachineMNIST
 from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
 from ctm_fast.models.ctm_rl import ContinuousThoughtMachineRL
 from ctm_fast.models.ctm_sort import ContinuousThoughtMachineSORT
@@ -26,6 +27,7 @@ __all__ = [
     "Agent",
     "ArgumentError",
     "ContinuousThoughtMachine",
+    "ContinuousThoughtMachineMNIST",
     "ContinuousThoughtMachineQAMNIST",
     "ContinuousThoughtMachineRL",
     "ContinuousThoughtMachineSORT",

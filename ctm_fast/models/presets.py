@@ -1,6 +1,7 @@
 """The published models by name: ``build("parity_ctm_75_25")``.
 
-Parity's names give the ticks and the memory length, the environments' the ticks, QAMNIST's those per part.
+Parity's and MNIST's names give the ticks and the memory length, the environments' the ticks, QAMNIST's those per
+part.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ctm_fast.models import adaptive_presets
 from ctm_fast.models.agent import Agent
 from ctm_fast.models.ctm import ContinuousThoughtMachine
+from ctm_fast.models.ctm_mnist import ContinuousThoughtMachineMNIST
 from ctm_fast.models.ctm_qamnist import ContinuousThoughtMachineQAMNIST
 from ctm_fast.models.ctm_rl import ContinuousThoughtMachineRL
 from ctm_fast.models.ctm_sort import ContinuousThoughtMachineSORT
@@ -109,6 +111,19 @@ def _sort() -> dict[str, Preset]:
     return {"sort_ctm": Preset(ContinuousThoughtMachineSORT, arguments, ((30,),))}
 
 
+def _mnist() -> dict[str, Preset]:
+    common: Arguments = {"d_model": 128, "n_synch_out": 16, "n_synch_action": 16, "memory_hidden_dims": 8}
+    common |= {"out_dims": 10}
+    first = {"iterations": 30, "d_input": 32, "heads": 1, "memory_length": 15}
+    second = {"iterations": 15, "d_input": 128, "heads": 2, "memory_length": 10}
+    return {
+        f"mnist_ctm_{sizes['iterations']}_{sizes['memory_length']}": Preset(
+            ContinuousThoughtMachineMNIST, {**common, **sizes}, ((1, 28, 28),)
+        )
+        for sizes in (first, second)
+    }
+
+
 def _qamnist() -> dict[str, Preset]:
     presets = {}
     for repeats, memory, width in ((1, 3, 741), (10, 30, 875)):
@@ -190,6 +205,7 @@ PRESETS: dict[str, Preset] = {
     **_mazes(),
     **_parity(),
     **_sort(),
+    **_mnist(),
     **_qamnist(),
     **_reinforcement(),
     **_memory_machines(),

@@ -31,7 +31,7 @@ class SuperLinear(nn.Module):
         in_dims: inputs per neuron.
         out_dims: outputs per neuron; with one output the last dimension is dropped.
         N: number of neurons.
-        T: initial temperature.
+        T: initial temperature; None for maps without one.
         do_norm: normalise the inputs of each neuron with one LayerNorm shared by all neurons.
         dropout: probability of dropping an input, in [0, 1].
 
@@ -40,8 +40,9 @@ class SuperLinear(nn.Module):
     """
 
     def __init__(
-        self, in_dims: int, out_dims: int, N: int, T: float = 1.0, do_norm: bool = False, dropout: float = 0.0
-    ) -> None:
+        self, in_dims: int, out_dims: int, N: int, T: float | None = 1.0, do_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if min(in_dims, out_dims, N) < 1:
             raise ValueError(f"SuperLinear: sizes must be at least 1, got {in_dims}, {out_dims}, {N}")
@@ -53,12 +54,13 @@ class SuperLinear(nn.Module):
         bound = 1 / math.sqrt(in_dims + out_dims)
         self.w1 = nn.Parameter(torch.empty(in_dims, out_dims, N).uniform_(-bound, bound))
         self.b1 = nn.Parameter(torch.zeros(1, N, out_dims))
-        self.T = nn.Parameter(torch.tensor([T], dtype=torch.get_default_dtype()))
+        temperature = torch.tensor([T], dtype=torch.get_default_dtype()) if T is not None else None
+        self.T = nn.Parameter(temperature) if temperature is not None else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, in_dims) -> (B, N, out_dims) or (B, N)
         x = self.layernorm(self.dropout(x))
         y = torch.einsum("bni,ion->bno", x, self.w1) + self.b1
-        return y.squeeze(-1) / self.T
+        return y.squeeze(-1) / self.T if self.T is not None else y.squeeze(-1)
 
 
 class NeuronLevelModels(nn.Sequential):
