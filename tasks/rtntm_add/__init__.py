@@ -1,0 +1,1 @@
+"""The command ``python -m tasks.rtntm_add``; the experiment is in :mod:`tasks.rtntm`."""

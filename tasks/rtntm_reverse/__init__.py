@@ -1,0 +1,1 @@
+"""The command ``python -m tasks.rtntm_reverse``; the experiment is in :mod:`tasks.rtntm`."""
