@@ -110,7 +110,7 @@ def test_presets(name: str) -> None:
     assert isinstance(paper, AdaptiveConfig)
     assert (paper.epsilon, paper.lr, paper.training_iterations) == (0.01, 1e-4, 1_000_000)
     assert (paper.reduction, paper.curriculum_goal, paper.weight_decay) == ("sum", None, 0.0)
-    assert paper.input_scale == 1.0
+    assert (paper.input_scale, paper.halting_bias) == (1.0, 1.0)
     assert paper.max_steps == (20 if name == "act_addition" else 100)
 
 
@@ -288,6 +288,13 @@ def test_parity_of_two_values_is_learnt() -> None:
 def test_impossible_settings_are_refused(name: str, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=f"config: {message}"):
         replace(small(name).config, **changes)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_presets_and_options_are_described(name: str) -> None:
+    text = (ROOT / "tasks" / "README.md").read_text()
+    assert f"`{name}`" in text
+    assert [preset for preset in TASKS[name].presets if f"`{preset}`" not in text] == []
 
 
 def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,8 @@ class AdaptiveConfig(TrainConfig):
     """An input is finished when its halting probabilities add up to 1 - epsilon."""
     max_steps: int = 100
     """Most steps per input."""
+    halting_bias: float = 1.0
+    """Initial bias of the halting unit; lower means more steps at the start."""
     curriculum_goal: float | None = None
     """Share of whole sequences right at which training gets harder; None trains at full difficulty."""
     curriculum_every: int = 10

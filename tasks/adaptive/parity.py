@@ -91,14 +91,12 @@ def _paper() -> ParityConfig:
 def _quick() -> ParityConfig:
     return replace(
         _paper(),
-        values=24,
-        most_nonzeros=20,
+        values=16,
+        most_nonzeros=16,
         input_scale=8.0,
         batch_size=256,
         lr=2e-3,
         scheduler_type="cosine",
-        warmup_steps=100,
-        gradient_clipping=1.0,
         time_penalty=0.002,
         max_steps=20,
         curriculum_goal=0.85,

@@ -78,6 +78,7 @@ class AdaptiveTask(Task[Config]):
             max_steps=c.max_steps,
             ponder=c.reduction,
             adaptive=c.adaptive,
+            halting_bias=c.halting_bias,
             digit_classes=self.digit_classes,
         )
         with torch.no_grad():
