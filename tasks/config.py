@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tasks import schedules
 from tasks.errors import require
@@ -12,6 +12,8 @@ from tasks.errors import require
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of the training loop. A task adds its own fields in a subclass."""
+
+    adam_betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
     seed: int = 0
     """Seed of Python, NumPy, torch and of every batch."""

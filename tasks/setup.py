@@ -60,4 +60,5 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
         return GravesRMSprop(groups, lr=config.lr, weight_decay=config.weight_decay)
     eps = 1e-6 if config.mixed_precision == "fp16" else 1e-8
     fused = device.type in ("cpu", "cuda")
-    return AdamW(groups, lr=config.lr, eps=eps, weight_decay=config.weight_decay, fused=fused)
+    decay, betas = config.weight_decay, config.adam_betas
+    return AdamW(groups, lr=config.lr, betas=betas, eps=eps, weight_decay=decay, fused=fused)

@@ -96,6 +96,8 @@ class RTNTMConfig(TrainConfig):
 class CopyConfig(RTNTMConfig):
     """Copy or reverse a sequence of symbols."""
 
+    adam_betas = (0.9, 0.98)
+
     length: int
     """Longest sequence in training, and the length of the evaluation sequences."""
     vocabulary: int
