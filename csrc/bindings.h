@@ -44,6 +44,7 @@ D dropout(const Drop& d) {
 // One a kernel family, in <family>_module.cpp.
 void bind_nlm(py::module_&);
 void bind_sync(py::module_&);
+void bind_ntm(py::module_&);
 void bind_attend(py::module_&);
 void bind_synapse(py::module_&);
 void bind_linear(py::module_&);

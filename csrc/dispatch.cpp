@@ -7,6 +7,7 @@
   namespace ctm::level {                       \
   extern const NlmKernels nlm_kernels;         \
   extern const SyncKernels sync_kernels;       \
+  extern const NtmKernels ntm_kernels;         \
   extern const AttendKernels attend_kernels;   \
   extern const SynapseKernels synapse_kernels; \
   extern const LinearKernels linear_kernels;   \
@@ -15,6 +16,7 @@
   {#level,                  \
    &level::nlm_kernels,     \
    &level::sync_kernels,    \
+   &level::ntm_kernels,     \
    &level::attend_kernels,  \
    &level::synapse_kernels, \
    &level::linear_kernels}

@@ -7,6 +7,7 @@
 #include "attend.h"
 #include "linear.h"
 #include "nlm.h"
+#include "ntm.h"
 #include "synapse.h"
 #include "sync.h"
 
@@ -16,6 +17,7 @@ struct Kernels {
   const char* level;
   const NlmKernels* nlm;
   const SyncKernels* sync;
+  const NtmKernels* ntm;
   const AttendKernels* attend;
   const SynapseKernels* synapse;
   const LinearKernels* linear;

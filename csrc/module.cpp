@@ -51,6 +51,7 @@ PYBIND11_MODULE(_C, m) {
   });
   ctm::bind_nlm(m);
   ctm::bind_sync(m);
+  ctm::bind_ntm(m);
   ctm::bind_attend(m);
   ctm::bind_synapse(m);
   ctm::bind_linear(m);

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #if defined(CTM_LEVEL_avx512)
 #define CTM_VECTOR_BYTES 64
@@ -171,6 +173,38 @@ CTM_INLINE Vec<double> exp(Vec<double> x) {
   using Bits = VecOf<double>::bits;
   const Bits scale = ((Bits)shifted + 1023ull) << 52;
   return p * (Vec<double>)scale;
+}
+
+// Log of positive normal numbers, relative error below 1.5 units in the last place; infinity and NaN stay
+// what they are. With x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)), and s = f / (2 + f):
+//   log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + r)),   r = 2 (s^2 / 3 + s^4 / 5 + ...)
+template <class T>
+CTM_INLINE Vec<T> log(Vec<T> x) {
+  using Bits = typename VecOf<T>::bits;
+  using Ints = typename VecOf<T>::ints;
+  constexpr bool single = sizeof(T) == 4;
+  using Word = std::conditional_t<single, uint32_t, uint64_t>;
+  constexpr int mantissa = single ? 23 : 52, terms = single ? 5 : 10;
+  constexpr Word root_half = static_cast<Word>(single ? 0x3F3504F3 : 0x3FE6A09E667F3BCD);
+  constexpr Word magic_bits = static_cast<Word>(single ? 0x4B400000 : 0x4338000000000000);
+  constexpr T magic = single ? T(12582912) : T(6755399441055744);  // 1.5 * 2^mantissa: its low bits count
+  const Bits bits = (Bits)x;
+  const Ints exponent = (Ints)(bits - root_half) >> mantissa;
+  const Vec<T> f = (Vec<T>)(bits - ((Bits)exponent << mantissa)) - T(1);
+  const Vec<T> k = (Vec<T>)((Bits)exponent + magic_bits) - magic;
+  const Vec<T> s = f / (f + T(2)), z = s * s, half = T(0.5) * f * f;
+  Vec<T> r = splat(T(2) / T(2 * terms + 1));
+  CTM_UNROLL for (int i = terms - 1; i > 0; --i) r = r * z + T(2) / T(2 * i + 1);
+  constexpr T high = single ? T(0.693359375) : T(6.93147180369123816490e-01);
+  constexpr T low = single ? T(-2.12194440e-4) : T(1.90821492927058770002e-10);
+  const Vec<T> found = k * high - ((half - (s * (half + r * z) + k * low)) - f);
+  return x < splat(std::numeric_limits<T>::infinity()) ? found : x;
+}
+
+template <class T>
+CTM_INLINE Vec<T> sqrt(Vec<T> x) {
+  for (int i = 0; i < lanes<T>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
 }
 
 template <class V>
