@@ -39,8 +39,8 @@ class SteppedEncoder:
         missing = window - 1 - (inputs.shape[1] - steps)
         self.absent = [max(0, missing - step) for step in range(steps)]
         normed = self.first.norm(inputs)
-        query, (key, value) = self.first.query(normed), self.first.pair(normed)
-        self.keys, self.values = _windows(key, missing, window), _windows(value, missing, window)
+        query = self.first.query(normed)
+        self.pairs = _windows(self.first.pair(normed), missing, window)
         if self.others:
             self.queries, self.tokens = _windows(query, missing, window), _windows(inputs, missing, window)
         else:
@@ -51,20 +51,18 @@ class SteppedEncoder:
         """Encoder output of ``step`` at the position of its own input: read vectors (B, R, D) -> (B, D)."""
         seen = slice(self.absent[step], None)
         normed = self.first.norm(reads)
-        key, value = self.first.pair(normed)
-        key = torch.cat((key, self.keys[step][:, seen]), 1)
-        value = torch.cat((value, self.values[step][:, seen]), 1)
+        pair = torch.cat((self.first.pair(normed), self.pairs[step][:, seen]), 1)
         query, tokens = self.queries[step], self.tokens[step]
         if self.others:
             query = torch.cat((self.first.query(normed), query[:, seen]), 1)
             tokens = torch.cat((reads, tokens[:, seen]), 1)
-        tokens = self.first.mix(tokens, query, key, value)
+        tokens = self.first.mix(tokens, query, pair)
         for layer in self.others:
             normed = layer.norm(tokens)
-            key, value = layer.pair(normed)
+            pair = layer.pair(normed)
             if layer is self.others[-1]:
                 tokens, normed = tokens[:, -1:], normed[:, -1:]
-            tokens = layer.mix(tokens, layer.query(normed), key, value)
+            tokens = layer.mix(tokens, layer.query(normed), pair)
         output: Tensor = self.norm(tokens.squeeze(1))
         return output
 
@@ -85,15 +83,16 @@ class _Layer:
         """Scaled queries (B, L, h, d) of normalised tokens (B, L, D)."""
         return F.linear(normed, self.query_weight, self.query_bias).unflatten(-1, (self.heads, -1))
 
-    def pair(self, normed: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values, (B, L, h, d) each, of normalised tokens (B, L, D)."""
-        both = F.linear(normed, self.pair_weight, self.pair_bias)
-        return both.unflatten(-1, (2, self.heads, -1)).unbind(2)
+    def pair(self, normed: Tensor) -> Tensor:
+        """Keys and values (B, L, 2, h, d) of normalised tokens (B, L, D)."""
+        return F.linear(normed, self.pair_weight, self.pair_bias).unflatten(-1, (2, self.heads, -1))
 
-    def mix(self, tokens: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Layer output (B, Q, D) of tokens (B, Q, D) that attend with queries (B, Q, h, d) to (B, L, h, d)."""
+    def mix(self, tokens: Tensor, query: Tensor, pair: Tensor) -> Tensor:
+        """Layer output (B, Q, D) of tokens (B, Q, D) that attend with queries (B, Q, h, d) to keys and values
+        (B, L, 2, h, d).
+        """
         layer = self.layer
-        attended = _attend(query, key, value, self.dropout).flatten(2)
+        attended = _attend(query, *pair.unbind(2), self.dropout).flatten(2)
         tokens = tokens + layer.dropout1(self.out_proj(attended))
         hidden = layer.dropout(layer.activation(layer.linear1(layer.norm2(tokens))))
         return tokens + layer.dropout2(layer.linear2(hidden))
