@@ -91,8 +91,8 @@ class _Layer:
         """Layer output (B, Q, D) of tokens (B, Q, D) that attend with queries (B, Q, h, d) to keys and values
         (B, L, 2, h, d).
         """
-        layer = self.layer
-        attended = _attend(query, *pair.unbind(2), self.dropout).flatten(2)
+        layer, (key, value) = self.layer, pair.unbind(2)
+        attended = _attend(query, key, value, self.dropout).flatten(2)
         tokens = tokens + layer.dropout1(self.out_proj(attended))
         hidden = layer.dropout(layer.activation(layer.linear1(layer.norm2(tokens))))
         return tokens + layer.dropout2(layer.linear2(hidden))
