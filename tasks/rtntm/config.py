@@ -203,6 +203,7 @@ ADD_PRESETS: dict[str, AddConfig] = {
         **_QUICK,
         heads=8,
         slots=32,
+        window=2,
         digits=10,
         dropout=0.0,
         mixed=False,

@@ -65,7 +65,7 @@ def _weightings(
         for name, weights in (("write", trace.write_weights), ("read", trace.read_weights))
         for head in range(weights.shape[2])
     }
-    figure = Figure(figsize=(11, 3.4 * len(heads)), layout="constrained")
+    figure = Figure(figsize=(11, 2.8 * len(heads)), layout="constrained")
     for axes, (name, weights) in zip(
         figure.subplots(len(heads), 1, squeeze=False)[:, 0], heads.items(), strict=True
     ):
