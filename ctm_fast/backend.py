@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("reference", "native", "triton")
-OPS = ("dnc", "halting", "nlm", "sync")
+OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
 

@@ -14,7 +14,7 @@ from ctm_fast import ops
 from ctm_fast.ops import NtmLayout
 from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS, ORDERS
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "native")
 F64 = torch.float64
 
 

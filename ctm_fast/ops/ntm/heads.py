@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ctm_fast import backend as backends
-from ctm_fast.ops.ntm import reference
+from ctm_fast.ops.ntm import autograd, reference
 from ctm_fast.ops.ntm.arguments import check_heads
-from ctm_fast.ops.ntm.layout import check_eps
+from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS, check_eps
 
 _ADDRESS = {"key": "B, W", "beta": "B", "gate": "B", "shift": "B, S", "gamma": "B", "previous": "B, N"}
 _READ = {"weights": "B, N"}
@@ -68,8 +69,15 @@ def ntm_address(
     check_eps(op, eps, eps_placement)
     given = {"key": key, "beta": beta, "gate": gate, "shift": shift, "gamma": gamma, "previous": previous}
     found = check_heads(op, memory, given, _ADDRESS)
-    choose(op, backend, memory)
-    weights = reference.address(found.memory, *found.parts, eps=eps, placement=eps_placement)
+    if backends.choose(op, backend, memory) == "native":
+        *values, previous_weights = found.parts
+        columns = torch.cat([x if x.dim() == 3 else x.unsqueeze(2) for x in values], 2)
+        placement = EPS_PLACEMENTS.index(eps_placement)
+        weights = autograd.native(
+            op, found.memory, columns, previous_weights, values[3].shape[2], placement, eps
+        )
+    else:
+        weights = reference.address(found.memory, *found.parts, eps=eps, placement=eps_placement)
     return (weights.squeeze(1) if found.single else weights).to(previous.dtype)
 
 
@@ -92,8 +100,10 @@ def ntm_read(
         TypeError, ValueError: "ntm_read: argument must ..., got ...".
     """
     found = check_heads("ntm_read", memory, {"weights": weights}, _READ)
-    choose("ntm_read", backend, memory)
-    reads = reference.read(found.memory, *found.parts)
+    if backends.choose("ntm_read", backend, memory) == "native":
+        reads = autograd.native("ntm_read", found.memory, *found.parts)
+    else:
+        reads = reference.read(found.memory, *found.parts)
     return (reads.squeeze(1) if found.single else reads).to(memory.dtype)
 
 
@@ -123,16 +133,8 @@ def ntm_write(
     """
     given = {"weights": weights, "erase": erase, "add": add}
     found = check_heads("ntm_write", memory, given, _WRITE)
-    choose("ntm_write", backend, memory)
-    return reference.write(found.memory, *found.parts).to(memory.dtype)
-
-
-def choose(op: str, backend: str | None, memory: Tensor) -> str:
-    """The backend that runs an ``ntm`` op; so far the reference."""
-    if backend is None and backends.selected() is None:
-        return "reference"
-    if backends.choose(op, backend, memory) == "native":
-        raise RuntimeError(
-            f"{op}: backend 'native' cannot run here: {op} has no native kernel in this version"
-        )
-    return "reference"
+    if backends.choose("ntm_write", backend, memory) == "native":
+        after: Tensor = autograd.native("ntm_write", found.memory, *found.parts)
+    else:
+        after = reference.write(found.memory, *found.parts)
+    return after.to(memory.dtype)

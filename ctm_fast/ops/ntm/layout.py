@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,15 @@ class NtmLayout:
     def size(self) -> int:
         """I, the length of an interface vector."""
         return self.heads * (self.width + self.shift + 3) + 2 * self.width * self.write_heads
+
+    @cached_property
+    def encoded(self) -> tuple[int, ...]:
+        """What the kernels need to know beside ``width`` and ``eps``."""
+        return (
+            self.read_heads, self.write_heads, self.shift, ORDERS.index(self.order),
+            EPS_PLACEMENTS.index(self.eps_placement), ADDS.index(self.key), ADDS.index(self.add),
+            int(self.strength == "oneplus"), int(self.shared_weights),
+        )  # fmt: skip
 
     def split(self, interface: Tensor) -> NtmHeads:  # (..., I)
         """The activated parts of raw interface vectors, in plain torch and in the dtype of ``interface``.

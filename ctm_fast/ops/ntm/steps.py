@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 
-from ctm_fast.ops.ntm import reference
+from ctm_fast import backend as backends
+from ctm_fast.ops.ntm import autograd, reference
 from ctm_fast.ops.ntm.arguments import check_step
-from ctm_fast.ops.ntm.heads import choose
 from ctm_fast.ops.ntm.layout import NtmLayout
 
 
@@ -69,8 +69,10 @@ def ntm_step(
         TypeError, ValueError: "ntm_step: argument must ..., got ...".
     """
     tensors = check_step("ntm_step", memory, interface, read_weights, write_weights, layout, steps=False)
-    choose("ntm_step", backend, memory)
-    reads, new, read, write = reference.step(*tensors, layout)
+    if backends.choose("ntm_step", backend, memory) == "native":
+        reads, new, read, write = autograd.native("ntm_step", *tensors, layout.encoded, layout.eps)
+    else:
+        reads, new, read, write = reference.step(*tensors, layout)
     return NtmStep(
         reads.to(memory.dtype),
         new.to(memory.dtype),
@@ -118,9 +120,15 @@ def ntm_sequence(
     """
     op = "ntm_sequence"
     tensors = check_step(op, memory, interface, read_weights, write_weights, layout, steps=True)
-    choose(op, backend, memory)
-    reads, new, weights = reference.sequence(*tensors, layout)
-    read, write = weights.tensor_split([layout.read_heads], 2)
+    if backends.choose(op, backend, memory) == "native" and interface.shape[0]:
+        reads, new, read, write = autograd.native(op, *tensors, layout.encoded, layout.eps, trace)
+    else:
+        reads, new, weights = reference.sequence(*tensors, layout)
+        read, write = (weights[1:] if trace else weights[-1]).tensor_split([layout.read_heads], -2)
     read, write = read.to(read_weights.dtype), write.to(write_weights.dtype)
-    found = NtmStep(reads.to(memory.dtype), new.to(memory.dtype), read[-1], write[-1])
-    return (found, NtmTrace(read[1:], write[1:])) if trace else found
+    reads, new = reads.to(memory.dtype), new.to(memory.dtype)
+    if not trace:
+        return NtmStep(reads, new, read, write)
+    if not interface.shape[0]:
+        return NtmStep(reads, new, read_weights, write_weights), NtmTrace(read, write)
+    return NtmStep(reads, new, read[-1], write[-1]), NtmTrace(read, write)
