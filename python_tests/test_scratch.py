@@ -41,9 +41,31 @@ def glu_norm(threads: int) -> None:
     _C.glu_norm(0, (64, ROOM), ONE, 1, (ONE, ONE, 1e-5), ONE, 1, threads)
 
 
+NTM = (1, ROOM, 1, 1, 1, 3)  # B, N, W, R, V, S
+NTM_VARIANT = (0, 0, 0, 0, False, False, True, 1e-6)
+STRIDED = (ONE, 1, 1, 1)
+
+
+def ntm_forward(threads: int) -> None:
+    pair = (ONE, ONE, 0, 0)
+    _C.ntm_forward(0, (1, *NTM), NTM_VARIANT, STRIDED, (ONE, 1, 1), pair, ONE, ONE, pair, threads)
+
+
+def ntm_backward(threads: int) -> None:
+    pair = (ONE, ONE, 0, 0)
+    _C.ntm_backward(
+        1, (1, *NTM), NTM_VARIANT, STRIDED, (ONE, 1, 1), pair, ONE, STRIDED, pair, ONE, ONE, pair, threads
+    )
+
+
+def ntm_write_backward(threads: int) -> None:
+    _C.ntm_write_backward(0, (1, *NTM), STRIDED, ONE, ONE, ONE, STRIDED, ONE, ONE, ONE, ONE, threads)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "call", [nlm_forward, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm],
+    "call", [nlm_forward, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm, ntm_forward,
+             ntm_backward, ntm_write_backward],
     ids=lambda call: call.__name__,
 )  # fmt: skip
 def test_too_large_raises_memory_error(call: Callable[[int], None], threads: int, simd_level: str) -> None:

@@ -95,6 +95,10 @@ class NtmLayout:
         choices = {"order": ORDERS, "key": KEYS, "add": ADDS, "strength": STRENGTHS}
         for name, known in choices.items():
             check_choice("NtmLayout", name, getattr(self, name), known)
+        if not isinstance(self.shared_weights, bool):
+            raise TypeError(
+                f"NtmLayout: shared_weights must be a bool, got {type(self.shared_weights).__name__}"
+            )
         check_eps("NtmLayout", self.eps, self.eps_placement)
 
     @property
