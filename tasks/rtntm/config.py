@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from tasks.rtntm.data import ALPHABET, FIRST_SYMBOL
 
 
 @dataclass(frozen=True, kw_only=True)
-class RTNTMConfig(TrainConfig):
+class RTNTMConfig(TrainConfig, ABC):
     """Model and curriculum of one RTNTM run."""
 
     d_model: int
@@ -68,22 +69,22 @@ class RTNTMConfig(TrainConfig):
         require(self.slots >= needed, "slots", f"be at least {needed} to keep the question", self.slots)
 
     @property
+    @abstractmethod
     def longest(self) -> int:
         """Symbols or digits of the last level."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def vocabulary_size(self) -> int:
         """Tokens V."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steps_for(self, longest: int) -> int:
         """Steps T of a question of ``longest`` symbols or digits and its answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slots_for(self, steps: int) -> int:
         """Memory slots that keep the question of a sequence of ``steps``, one symbol or digit each."""
-        raise NotImplementedError
 
     def learning_rate(self, step: int) -> float:
         if self.scheduler_type != "cosine" or step < self.warmup_steps:
@@ -131,12 +132,6 @@ class AddConfig(RTNTMConfig):
     """Most digits of a number in training, and the digits of both numbers of an evaluation sum."""
     mixed: bool = True
     """Whether the numbers of digits differ within a batch; else a batch shares two random ones."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            all(n >= 1 for n in self.beyond), "beyond", "hold numbers of digits of at least 1", self.beyond
-        )
 
     @property
     def longest(self) -> int:
