@@ -189,7 +189,7 @@ _ADD = AddConfig(
 )
 _QUICK: dict[str, Any] = {"d_model": 64, "eps": 1e-2, "lr": 1e-3, "warmup_steps": 200, "threads": 1}
 COPY_PRESETS: dict[str, CopyConfig] = {
-    "quick": replace(_COPY, **_QUICK, start=5, rise=5, training_iterations=2500),
+    "quick": replace(_COPY, **_QUICK, start=5, rise=5, training_iterations=2000),
     "published": _COPY,
 }
 ADD_PRESETS: dict[str, AddConfig] = {
