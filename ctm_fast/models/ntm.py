@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast import ops
+from ctm_fast.models import ntm_loop
 from ctm_fast.models.checks import require, require_positive
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_controller import CONTROLLERS, Controller
@@ -142,14 +143,17 @@ class NTM(nn.Module, HubMixin):
         if x.dim() != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
             raise ValueError(f"NTM: x must have shape (T, B, {self.input_size}), got {tuple(x.shape)}")
         state = self.initial_state(x.shape[1]) if state is None else state
-        if self.controller_sees_reads or trace:
-            hidden, reads, state, steps = self._steps(x, state, trace)
+        steps: Steps = []
+        if not (self.controller_sees_reads or trace):
+            hidden, reads, state = self._sequence(x, state)
+        elif isinstance(self.heads, LinearHeads) and not trace and ntm_loop.usable(state.memory.memory):
+            hidden, reads, state = ntm_loop.run(self.controller, self.heads, self.layout, self.clip, x, state)
         else:
-            hidden, reads, state, steps = self._sequence(x, state)
+            hidden, reads, state, steps = self._steps(x, state, trace)
         output = self._clamp(self.heads.output(hidden, reads))
         return NtmOutput(output, state, _stack(steps) if trace else None)
 
-    def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState, Steps]:
+    def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState]:
         """Controller first, then the memory part of all steps in one call."""
         hidden, controller = self.controller.sequence(x, state.controller)
         before = state.memory
@@ -161,7 +165,7 @@ class NTM(nn.Module, HubMixin):
             layout=self.layout,
         )
         memory = MemoryState(after.memory, after.reads[-1], after.read_weights, after.write_weights)
-        return hidden, after.reads, NtmState(controller, memory), []
+        return hidden, after.reads, NtmState(controller, memory)
 
     def _steps(self, x: Tensor, state: NtmState, trace: bool) -> tuple[Tensor, Tensor, NtmState, Steps]:
         step = self.controller.stepper(x)
