@@ -41,7 +41,7 @@ class CopyConfig(VectorConfig):
 
 
 PRESETS = {
-    "quick": CopyConfig(**QUICK, training_iterations=5_000),
+    "quick": CopyConfig(**QUICK, training_iterations=3_000),
     "published": CopyConfig(
         **model_fields("ntm_copy_split"),
         alphabet="symbols",
