@@ -184,6 +184,20 @@ def test_outputs_are_bounded() -> None:
     assert run(model).abs().max() > 0.01
 
 
+def test_bypass_dropout_hides_the_controller_from_the_output_only() -> None:
+    model = build(bypass_dropout=0.999999)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    with torch.no_grad():
+        found = model.train()(x)
+        whole = model.eval()(x)
+        silent = nn.functional.linear(
+            found.state.reads.flatten(1), model.heads.to_output.weight[:, 7:], model.heads.to_output.bias
+        )
+    torch.testing.assert_close(found.output[-1], silent)
+    torch.testing.assert_close(found.state.memory, whole.state.memory)
+    assert not torch.allclose(found.output, whole.output)
+
+
 def test_one_step_of_one_sample_with_one_slot() -> None:
     model = build(slots=1, read_heads=1, width=1)
     output = run(model, steps=1, batch=1)
@@ -208,6 +222,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         ({"read_heads": 0}, "read_heads must be at least 1, got 0"),
         ({"controller": "rnn"}, "controller must be one of ff, gru, lstm, got 'rnn'"),
         ({"sparse": 6}, r"sparse must be None or lie in \[1, slots=5\], got 6"),
+        ({"bypass_dropout": 1.0}, r"bypass_dropout must lie in \[0, 1\), got 1.0"),
         ({"clip": -1.0}, "clip must be positive or None, got -1.0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

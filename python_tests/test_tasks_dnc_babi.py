@@ -255,6 +255,7 @@ def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
         ({"curriculum_every": 0}, "curriculum_every must be at least 1, got 0"),
         ({"word_dropout": 1.0}, r"word_dropout must lie in \[0, 1\), got 1.0"),
         ({"sparse": 7}, r"sparse must be None or lie in \[1, slots=6\], got 7"),
+        ({"bypass_dropout": 1.0}, r"bypass_dropout must lie in \[0, 1\), got 1.0"),
         ({"clip": 0.0}, "clip must be positive or None, got 0.0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

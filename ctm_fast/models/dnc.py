@@ -65,11 +65,13 @@ class DNC(nn.Module, HubMixin):
         sparse: temporal links kept per slot, at most N; None keeps the N x N matrix.
         clip: outputs are clamped to [-clip, clip]; None for no bound. The controller's output lies within
             [-1, 1] by itself.
+        bypass_dropout: dropout on the controller's output where it goes straight to the model's output, in
+            [0, 1): what is read then counts for more (arXiv 1807.02658).
         detach_writes: no gradient from the usage into the last write weighting, as in DeepMind's code.
 
     Raises:
-        ArgumentError: a size below 1, an unknown controller, more links than slots, or a bound that is not
-            positive.
+        ArgumentError: a size below 1, an unknown controller, more links than slots, a bound that is not
+            positive, or a dropout outside [0, 1).
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class DNC(nn.Module, HubMixin):
         read_heads: int = 4,
         sparse: int | None = None,
         clip: float | None = 20.0,
+        bypass_dropout: float = 0.0,
         detach_writes: bool = False,
     ) -> None:
         super().__init__()
@@ -95,7 +98,9 @@ class DNC(nn.Module, HubMixin):
         fits = sparse is None or 1 <= sparse <= slots
         require(fits, f"sparse must be None or lie in [1, slots={slots}], got {sparse}")
         require(clip is None or clip > 0, f"clip must be positive or None, got {clip}")
+        require(0 <= bypass_dropout < 1, f"bypass_dropout must lie in [0, 1), got {bypass_dropout}")
         self.input_size, self.output_size, self.slots, self.clip = input_size, output_size, slots, clip
+        self.bypass = nn.Dropout(bypass_dropout)
         self.layout = ops.DncLayout(read_heads, width, sparse=sparse, detach_writes=detach_writes)
         self.controller: Controller = CONTROLLERS[controller](
             input_size, read_heads * width, controller_size, controller_layers
@@ -136,7 +141,7 @@ class DNC(nn.Module, HubMixin):
             reads.append(read)
             if trace:
                 record.append((interface.detach(), addressing.detach()))
-        output = self.heads.output(torch.stack(outputs), torch.stack(reads))
+        output = self.heads.output(self.bypass(torch.stack(outputs)), torch.stack(reads))
         if self.clip is not None:
             output = output.clamp(-self.clip, self.clip)
         state = DncNetworkState(self.controller.join(layers), memory, read, addressing)

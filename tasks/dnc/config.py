@@ -31,6 +31,8 @@ class DncConfig(TrainConfig):
     """Temporal links kept per slot; None keeps the whole N x N matrix."""
     clip: float | None = 20.0
     """Largest absolute value of an output; None does not clip."""
+    bypass_dropout: float = 0.0
+    """Dropout on the controller's output where it goes straight to the answer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,6 +40,8 @@ class DncConfig(TrainConfig):
         few = self.sparse is None or 1 <= self.sparse <= self.slots
         require(few, "sparse", f"be None or lie in [1, slots={self.slots}]", self.sparse)
         require(self.clip is None or self.clip > 0, "clip", "be positive or None", self.clip)
+        dropout = self.bypass_dropout
+        require(0 <= dropout < 1, "bypass_dropout", "lie in [0, 1)", dropout)
 
     def build_model(self, inputs: int, outputs: int) -> DNC:
         """A fresh model of ``inputs`` and ``outputs`` values per step."""
@@ -52,6 +56,7 @@ class DncConfig(TrainConfig):
             read_heads=self.read_heads,
             sparse=self.sparse,
             clip=self.clip,
+            bypass_dropout=self.bypass_dropout,
         )
 
 
