@@ -42,6 +42,7 @@ D dropout(const Drop& d) {
 }
 
 // One a kernel family, in <family>_module.cpp.
+void bind_dnc(py::module_&);
 void bind_nlm(py::module_&);
 void bind_sync(py::module_&);
 void bind_ntm(py::module_&);

@@ -5,6 +5,7 @@
 
 #define CTM_DECLARE(level)                     \
   namespace ctm::level {                       \
+  extern const DncKernels dnc_kernels;         \
   extern const NlmKernels nlm_kernels;         \
   extern const SyncKernels sync_kernels;       \
   extern const NtmKernels ntm_kernels;         \
@@ -14,6 +15,7 @@
   }
 #define CTM_TABLE(level)    \
   {#level,                  \
+   &level::dnc_kernels,     \
    &level::nlm_kernels,     \
    &level::sync_kernels,    \
    &level::ntm_kernels,     \

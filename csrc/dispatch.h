@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "dnc.h"
 #include "linear.h"
 #include "nlm.h"
 #include "ntm.h"
@@ -15,6 +16,7 @@ namespace ctm {
 
 struct Kernels {
   const char* level;
+  const DncKernels* dnc;
   const NlmKernels* nlm;
   const SyncKernels* sync;
   const NtmKernels* ntm;

@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
     if (!ctm::set_level(name))
       throw py::value_error("set_simd_level: level must be one of simd_levels(), got " + name);
   });
+  ctm::bind_dnc(m);
   ctm::bind_nlm(m);
   ctm::bind_sync(m);
   ctm::bind_ntm(m);

@@ -14,7 +14,7 @@ from torch import Tensor
 from ctm_fast import ops
 from ctm_fast.ops import DncLayout, DncState
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "native")
 BATCH, SLOTS, WIDTH, HEADS, STEPS = 2, 7, 5, 3, 6
 DENSE, SPARSE = DncLayout(HEADS, WIDTH), DncLayout(HEADS, WIDTH, sparse=3)
 

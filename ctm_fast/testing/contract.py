@@ -18,7 +18,8 @@ class Op(NamedTuple):
 
     ``run`` is the function; ``inputs`` draws its arguments for given sizes; ``outputs`` names what it returns;
     ``arguments`` gives those of the registered ``torch.ops.ctm_fast.<op>_forward`` for inputs and options;
-    ``wanted`` lists the flags that the registered backward takes behind them.
+    ``wanted`` lists the flags that the registered backward takes behind them; ``saved`` the places of the
+    forward's results that it takes behind these. ``bounded`` names arguments that have no infinite values.
     """
 
     run: Callable[..., Any]
@@ -26,6 +27,8 @@ class Op(NamedTuple):
     outputs: tuple[str, ...]
     arguments: Callable[[Inputs, Mapping[str, Any]], tuple[Any, ...]]
     wanted: tuple[tuple[bool, ...], ...] = ((),)
+    saved: tuple[int, ...] = ()
+    bounded: tuple[str, ...] = ()
 
 
 OPS: dict[str, Op] = {}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
-from ctm_fast.ops.dnc import reference
+from ctm_fast.ops.dnc import autograd, reference
 from ctm_fast.ops.dnc.arguments import Beside
 from ctm_fast.ops.dnc.layout import check_usage_eps
 from ctm_fast.ops.native import compute_dtype
@@ -61,8 +61,8 @@ def dnc_allocation(
     found = checks.floating("dnc_allocation", "usage", usage)
     checks.rank("dnc_allocation", "usage", found, "B, N")
     check_usage_eps("dnc_allocation", "eps", eps)
-    choose("dnc_allocation", backend, usage)
-    return reference.allocation(usage.to(compute_dtype(usage.dtype)), eps).to(usage.dtype)
+    run = autograd if backends.choose("dnc_allocation", backend, usage) == "native" else reference
+    return run.allocation(usage.to(compute_dtype(usage.dtype)), eps).to(usage.dtype)
 
 
 def dnc_link(
@@ -110,9 +110,9 @@ def dnc_link(
         beside.floating(name, value, (batch, slots), "B, N")
     heads = checks.floating("dnc_link", "read_weights", read_weights).shape[1:2]
     beside.floating("read_weights", read_weights, (batch, *heads, slots), "B, R, N")
-    choose("dnc_link", backend, link)
+    run = autograd if backends.choose("dnc_link", backend, link) == "native" else reference
     dtype = compute_dtype(link.dtype)
-    values, columns, last, forward, backward = reference.links(
+    values, columns, last, forward, backward = run.links(
         link.to(dtype), precedence.to(dtype), write_weights.to(dtype), read_weights.to(dtype), link_slots
     )
     return DncLink(
@@ -122,14 +122,3 @@ def dnc_link(
         backward.to(read_weights.dtype),
         columns,
     )
-
-
-def choose(op: str, backend: str | None, tensor: Tensor) -> str:
-    """The backend that runs a ``dnc`` op; so far the reference."""
-    if backend is None and backends.selected() is None:
-        return "reference"
-    if backends.choose(op, backend, tensor) == "native":
-        raise RuntimeError(
-            f"{op}: backend 'native' cannot run here: {op} has no native kernel in this version"
-        )
-    return "reference"

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ctm_fast.ops.dnc import reference
+from ctm_fast import backend as backends
+from ctm_fast.ops.dnc import autograd, reference
 from ctm_fast.ops.dnc.arguments import check_step
 from ctm_fast.ops.dnc.layout import DncLayout, DncState
-from ctm_fast.ops.dnc.parts import choose
 
 
 class DncStep(NamedTuple):
@@ -78,10 +78,11 @@ def dnc_step(
     Raises:
         TypeError, ValueError: "dnc_step: argument must ..., got ...".
     """
-    tensors = check_step("dnc_step", memory, interface, state, layout, steps=False)
-    choose("dnc_step", backend, memory)
-    reads, new, states = reference.sequence(tensors[0], tensors[1].unsqueeze(0), tensors[2], layout)
-    return DncStep(reads[0].to(memory.dtype), new.to(memory.dtype), _as_given(states[-1], state))
+    old, raw, start = check_step("dnc_step", memory, interface, state, layout, steps=False)
+    native = backends.choose("dnc_step", backend, memory) == "native"
+    found = _run("dnc_step", native, old, raw.unsqueeze(0), start, layout)
+    reads, new, after = _as_given(found, memory, state)
+    return DncStep(reads[0], new, after)
 
 
 @overload
@@ -120,18 +121,33 @@ def dnc_sequence(
     Raises:
         TypeError, ValueError: "dnc_sequence: argument must ..., got ...".
     """
-    tensors = check_step("dnc_sequence", memory, interface, state, layout, steps=True)
-    choose("dnc_sequence", backend, memory)
-    reads, new, states = reference.sequence(*tensors, layout)
-    found = DncStep(reads.to(memory.dtype), new.to(memory.dtype), _as_given(states[-1], state))
+    op = "dnc_sequence"
+    tensors = check_step(op, memory, interface, state, layout, steps=True)
+    native = backends.choose(op, backend, memory) == "native"
+    found = _as_given(_run(op, native, *tensors, layout, trace), memory, state)
     if not trace:
         return found
-    names = DncTrace._fields
-    steps = (torch.stack([getattr(s, name) for s in states])[1:] for name in names)
-    return found, DncTrace(*(x.to(getattr(state, n).dtype) for x, n in zip(steps, names, strict=True)))
+    traced = {name: getattr(found.state, name) for name in DncTrace._fields}
+    last = {name: x[-1] if len(x) else getattr(state, name) for name, x in traced.items()}
+    return found._replace(state=found.state._replace(**last)), DncTrace(**traced)
 
 
-def _as_given(found: DncState, given: DncState) -> DncState:
-    """``found`` with the dtypes of the state that the caller gave."""
-    pairs = zip(found, given, strict=True)
-    return DncState._make(x if x is None or y is None else x.to(y.dtype) for x, y in pairs)
+def _run(
+    op: str, native: bool, memory: Tensor, interface: Tensor, state: DncState, layout: DncLayout,
+    trace: bool = False,
+) -> DncStep:  # fmt: skip
+    """All steps on one backend; with ``trace`` the state holds usages and weightings of all of them."""
+    if native and len(interface):
+        return DncStep(*autograd.sequence(op, memory, interface, state, layout, trace))
+    reads, memory, states = reference.sequence(memory, interface, state, layout)
+    if not trace:
+        return DncStep(reads, memory, states[-1])
+    traced = {name: torch.stack([getattr(s, name) for s in states])[1:] for name in DncTrace._fields}
+    return DncStep(reads, memory, states[-1]._replace(**traced))
+
+
+def _as_given(found: DncStep, memory: Tensor, state: DncState) -> DncStep:
+    """The results with the dtypes of the memory and the state that the caller gave."""
+    pairs = zip(found.state, state, strict=True)
+    after = DncState._make(x if x is None or y is None else x.to(y.dtype) for x, y in pairs)
+    return DncStep(found.reads.to(memory.dtype), found.memory.to(memory.dtype), after)

@@ -1,0 +1,90 @@
+// What forward and backward of one sample share: the state beside the memory, and the parts of a step.
+#pragma once
+
+#include "content.h"
+#include "dnc_interface.h"
+#include "dnc_links.h"
+#include "dnc_sparse.h"
+#include "dnc_usage.h"
+
+namespace ctm::CTM_LEVEL {
+
+// What a step leaves behind and the next one changes, of one sample.
+template <class T, class Rows>
+struct Slots {
+  T *memory, *norms;  // W vectors over the slots, their norms
+  T* precedence;
+  Rows rows;
+};
+
+// Where a tensor (T, B, size) or (B, size) holds what belongs to one sample.
+struct Place {
+  int64_t batch, sample;
+  template <class T>
+  T* at(T* data, int64_t size, int64_t step = 0) const {
+    return data + (step * batch + sample) * size;
+  }
+};
+
+template <class T, class Links>
+class Machine {
+ public:
+  using State = Slots<T, typename Links::Rows>;
+
+  Machine(const DncSizes& n, const DncOptions& options, Arena<T>& arena)
+      : n_(n),
+        pad_(padded<T>(n.slots)),
+        eps_(static_cast<T>(options.eps)),
+        parts_(n, options.oneplus, arena),
+        allocation_(n.slots, static_cast<T>(options.usage_eps), arena),
+        links_(n.slots, n.links, arena) {}
+
+  State take(Arena<T>& arena) const {
+    return {arena.take(n_.width * pad_), arena.take(pad_), arena.take(pad_), links_.take(arena)};
+  }
+  void read(const DncInputs<T>& in, Place place, const State& state) const {
+    slots_to_lanes(n_.slots, n_.width, place.at(in.memory, n_.slots * n_.width), state.memory);
+    slot_norms(pad_, n_.width, state.memory, eps_, state.norms);
+    read_padded(n_.slots, place.at(in.precedence, n_.slots), state.precedence);
+    const int64_t links = n_.slots * n_.links;
+    links_.read(place.at(in.link, links), n_.sparse ? place.at(in.columns, links) : nullptr, state.rows);
+  }
+  // R weightings as R vectors over the slots.
+  void read_heads(const T* from, T* to) const {
+    for (int64_t h = 0; h < n_.heads; ++h) read_padded(n_.slots, from + h * n_.slots, to + h * pad_);
+  }
+  void write_heads(const T* from, T* to) const {
+    for (int64_t h = 0; h < n_.heads; ++h) copy(n_.slots, from + h * pad_, to + h * n_.slots);
+  }
+
+  Content<T> content(const State& state) const {
+    return {n_.slots, n_.width, state.memory, state.norms, eps_};
+  }
+
+  // What writing with `write` makes of a state; `to` may be `from`.
+  void advance(const State& from, const T* write, const State& to) const {
+    for (int64_t w = 0; w < n_.width; ++w) {
+      const T erase = parts_.erase()[w], add = parts_.write_vector()[w];
+      const T* row = from.memory + w * pad_;
+      for (int64_t v = 0; v < pad_; v += lanes<T>) {
+        const Vec<T> weight = load(write + v);
+        store(to.memory + w * pad_ + v, load(row + v) * (T(1) - weight * erase) + weight * add);
+      }
+    }
+    slot_norms(pad_, n_.width, to.memory, eps_, to.norms);
+    links_.advance(from.rows, write, from.precedence, to.rows);
+    const T keep = T(1) - total(pad_, write);
+    for (int64_t v = 0; v < pad_; v += lanes<T>)
+      store(to.precedence + v, keep * load(from.precedence + v) + load(write + v));
+  }
+
+ protected:
+  const DncSizes n_;
+  const int64_t pad_;
+  const T eps_;
+  const Interface<T> parts_;
+  const Allocation<T> allocation_;
+  const Links links_;
+};
+
+}  // namespace ctm::CTM_LEVEL

@@ -1,0 +1,148 @@
+// Vectors over the slots of a memory: one SIMD lane is one slot.
+//
+// A vector over N slots takes padded(N) elements; what lies beyond N is zero, so that whole SIMD vectors can
+// be read, multiplied and summed.
+#pragma once
+
+#include <type_traits>
+
+#include "buffer.h"
+#include "simd.h"
+
+namespace ctm::CTM_LEVEL {
+
+template <class T>
+constexpr int64_t padded(int64_t n) {
+  return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+// Hands out pieces of one scratch buffer; without a buffer it only counts them.
+template <class T>
+struct Arena {
+  T* data;
+  int64_t used = 0;
+
+  template <class U = T>
+  U* take(int64_t count) {
+    U* piece = data ? reinterpret_cast<U*>(data + used) : nullptr;
+    constexpr int64_t per_line = kLine / static_cast<int64_t>(sizeof(T));
+    used += whole_lines<U>(count) * static_cast<int64_t>(sizeof(U)) / kLine * per_line;
+    return piece;
+  }
+};
+
+// Calls body(std::integral_constant<int, C>{}, first) for pieces of C = 4, 2 or 1 that make up [0, n).
+template <class Body>
+CTM_INLINE void by_fours(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) body(std::integral_constant<int, 4>{}, i);
+  if (i + 2 <= n) {
+    body(std::integral_constant<int, 2>{}, i);
+    i += 2;
+  }
+  if (i < n) body(std::integral_constant<int, 1>{}, i);
+}
+
+template <class T>
+CTM_INLINE void copy(int64_t n, const T* from, T* to) {
+  std::memcpy(to, from, sizeof(T) * static_cast<size_t>(n));
+}
+
+template <class T>
+CTM_INLINE void read_padded(int64_t n, const T* from, T* to) {
+  copy(n, from, to);
+  clear(to + n, padded<T>(n) - n);
+}
+
+template <class T>
+CTM_INLINE void add(int64_t n, const T* from, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+template <class T>
+CTM_INLINE T dot(int64_t pad, const T* a, const T* b) {
+  Vec<T> sum = {};
+  for (int64_t v = 0; v < pad; v += lanes<T>) sum += load(a + v) * load(b + v);
+  return sum_lanes<T>(sum);
+}
+
+template <class T>
+CTM_INLINE T total(int64_t pad, const T* a) {
+  Vec<T> sum = {};
+  for (int64_t v = 0; v < pad; v += lanes<T>) sum += load(a + v);
+  return sum_lanes<T>(sum);
+}
+
+// out[c] = the sum of the lanes of x[c].
+template <class T, int C>
+CTM_INLINE void sums(Vec<T> (&x)[C], T* out) {
+  if constexpr (C == 4 && lanes<T> >= 4) {
+    exchange<T, 1>(x[0], x[1]);
+    exchange<T, 1>(x[2], x[3]);
+    Vec<T> low = x[0] + x[1], high = x[2] + x[3];
+    exchange<T, 2>(low, high);
+    T quads[lanes<T>];
+    store(quads, low + high);
+    for (int c = 0; c < 4; ++c) {
+      T sum = quads[c];
+      for (int quad = 4; quad < lanes<T>; quad += 4) sum += quads[quad + c];
+      out[c] = sum;
+    }
+  } else {
+    for (int c = 0; c < C; ++c) out[c] = sum_lanes<T>(x[c]);
+  }
+}
+
+// out[r] = sum_n x[n] rows[r][n]
+template <class T>
+CTM_INLINE void products(int64_t pad, int64_t count, const T* x, const T* rows, T* out) {
+  by_fours(count, [&](auto pieces, int64_t first) {
+    constexpr int C = decltype(pieces)::value;
+    Vec<T> sum[C] = {};
+    for (int64_t v = 0; v < pad; v += lanes<T>) {
+      const Vec<T> at = load(x + v);
+      CTM_UNROLL for (int c = 0; c < C; ++c) sum[c] += at * load(rows + (first + c) * pad + v);
+    }
+    sums<T, C>(sum, out + first);
+  });
+}
+
+// to[n] += sum_r x[r * stride] rows[r][n]
+template <class T>
+CTM_INLINE void add_combined(int64_t pad, int64_t count, const T* x, int64_t stride, const T* rows, T* to) {
+  for (int64_t v = 0; v < pad; v += lanes<T>) {
+    Vec<T> sum = load(to + v);
+    for (int64_t r = 0; r < count; ++r) sum += x[r * stride] * load(rows + r * pad + v);
+    store(to + v, sum);
+  }
+}
+
+// to[j][i] = from[i][j] for rows of `from` and `to` that lie a stride apart.
+template <class T>
+inline void transposed(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
+                       int64_t to_stride) {
+  constexpr int V = lanes<T>;
+  for (int64_t i = 0; i < rows; i += V)
+    for (int64_t j = 0; j < columns; j += V) {
+      const int height = static_cast<int>(rows - i < V ? rows - i : V);
+      const int width = static_cast<int>(columns - j < V ? columns - j : V);
+      Vec<T> square[V] = {};
+      for (int r = 0; r < height; ++r) square[r] = load_part(from + (i + r) * from_stride + j, width);
+      transpose<T>(square);
+      for (int c = 0; c < width; ++c) store_part(to + (j + c) * to_stride + i, square[c], height);
+    }
+}
+
+// A memory (N, W) as W vectors over the slots, and back.
+template <class T>
+inline void slots_to_lanes(int64_t slots, int64_t width, const T* from, T* to) {
+  const int64_t pad = padded<T>(slots);
+  transposed(slots, width, from, width, to, pad);
+  for (int64_t w = 0; w < width; ++w) clear(to + w * pad + slots, pad - slots);
+}
+template <class T>
+inline void lanes_to_slots(int64_t slots, int64_t width, const T* from, T* to) {
+  transposed(width, slots, from, padded<T>(slots), to, width);
+}
+
+}  // namespace ctm::CTM_LEVEL
