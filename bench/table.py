@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import models, nlm, ntm, ntm_model, sync
+from bench import dnc, models, nlm, ntm, ntm_model, sync
 from bench.row import Row
 
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
-    return [*nlm.rows(), *sync.rows(), *ntm.rows(), *models.rows(), *ntm_model.rows()]
+    return [*nlm.rows(), *sync.rows(), *ntm.rows(), *dnc.rows(), *models.rows(), *ntm_model.rows()]
 
 
 def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import machine, models, nlm, sync, table
+from bench import dnc, machine, models, nlm, sync, table
 from bench.losses import classes, parity
 from bench.row import OWN, REFERENCE, STRONG, Row, measure
 from bench.timing import Effort
@@ -39,6 +39,14 @@ def test_sync(kind, monkeypatch):
     result = measured(lambda: sync.case(selection))
     assert result["achieved"]["of"] == "copy"
     assert all(value["live"] > 0 for value in result["kept"].values())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+@pytest.mark.parametrize("kept", [0, 3], ids=["dense", "sparse"])
+def test_dnc(kept, training):
+    result = measured(lambda: dnc.case(dnc.Sizes(2, 2, 5, 3, 2, kept), training))
+    assert set(result["ratios"]) == BASELINES
+    assert bool(result["kept"]) == training
 
 
 SMALL = {"iterations": 3, "d_model": 16, "memory_length": 4, "memory_hidden_dims": 2}

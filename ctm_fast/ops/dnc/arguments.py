@@ -21,32 +21,29 @@ class Beside(NamedTuple):
     first: str
     like: Tensor
 
-    def floating(self, name: str, value: object, shape: tuple[int, ...], letters: str) -> None:
-        """Raise unless ``value`` is a floating-point tensor of this shape, of a dtype that goes with the first."""
+    def floating(self, name: str, value: object, shape: tuple[int, ...], letters: str) -> Tensor:
+        """``value`` if it is a floating-point tensor of this shape, of a dtype that goes with the first."""
         like = self.like
-        if (
-            type(value) is Tensor
-            and value.shape == shape
-            and value.dtype == like.dtype
-            and value.device == like.device
-        ):
-            return  # what a loop of steps passes every time
+        kind = (like.dtype, like.device)
+        if isinstance(value, Tensor) and value.shape == shape and (value.dtype, value.device) == kind:
+            return value  # a loop of steps never goes further
         found = checks.floating(self.op, name, value)
         checks.rank(self.op, name, found, letters)
         checks.shape(self.op, name, found, shape, letters)
         dtypes = (torch.float64,) if like.dtype == torch.float64 else _SINGLE
         checks.like(self.op, name, found, self.first, like, dtypes)
+        return found
 
     def links(self, prefix: str, link: object, link_slots: object, kept: int) -> None:
         """Raise unless ``link`` is dense or, with ``link_slots``, has K of them a slot."""
         batch, slots = self.like.shape[:2]
         if link_slots is None:
-            return self.floating(f"{prefix}link", link, (batch, slots, slots), "B, N, N")
+            self.floating(f"{prefix}link", link, (batch, slots, slots), "B, N, N")
+            return
         self.floating(f"{prefix}link", link, (batch, slots, kept), "B, N, K")
         columns = checks.tensor(self.op, f"{prefix}link_slots", link_slots)
         checks.shape(self.op, f"{prefix}link_slots", columns, (batch, slots, kept), "B, N, K")
         checks.like(self.op, f"{prefix}link_slots", columns, self.first, self.like, (torch.int64,))
-        return None
 
 
 def check_step(
@@ -62,12 +59,11 @@ def check_step(
         raise ValueError(
             f"{op}: memory must have slots of the layout's width W = {layout.width}, got {tuple(found.shape)}"
         )
-    raw, letters = checks.floating(op, "interface", interface), "T, B, I" if steps else "B, I"
-    checks.rank(op, "interface", raw, letters)
     beside = Beside(op, "memory", found)
-    beside.floating("interface", raw, (*raw.shape[:-2], batch, layout.size), letters)
-    checked = _check_state(beside, state, layout)
-    dtype = compute_dtype(found.dtype)
+    length = interface.shape[:1] if steps and isinstance(interface, Tensor) else ()
+    letters = "T, B, I" if steps else "B, I"
+    raw = beside.floating("interface", interface, (*length, batch, layout.size), letters)
+    checked, dtype = _check_state(beside, state, layout), compute_dtype(found.dtype)
     compute = DncState._make(x if x is None or not x.is_floating_point() else x.to(dtype) for x in checked)
     return found.to(dtype), raw.to(dtype), compute
 

@@ -189,13 +189,11 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: str, trace: bool, options: tuple[Any, ...], *tensors: Tensor) -> Any:
         found = torch.ops.ctm_fast.dnc_sequence_forward(*tensors, *options)
-        reads, memory, usage, link, precedence, write, read, columns = found
+        _, _, usage, _, _, write, read, columns = found
         ctx.save_for_backward(*tensors, usage, write, read)
         ctx.op, ctx.trace, ctx.options = op, trace, options
         ctx.mark_non_differentiable(columns)
-        if not trace:
-            usage, write, read = (x[0] if len(x) == 1 else x[-1].clone() for x in (usage, write, read))
-        return reads, memory, usage, link, precedence, write, read, columns
+        return found if trace else _last(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -212,6 +210,13 @@ class _Steps(torch.autograd.Function):
 
 def _wanted(found: Sequence[Tensor], need: Sequence[bool]) -> tuple[Tensor | None, ...]:
     return tuple(g if wanted else None for g, wanted in zip(found, need, strict=False))
+
+
+def _last(found: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The results with usage and weightings of the last step alone."""
+    reads, memory, usage, link, precedence, write, read, columns = found
+    usage, write, read = (x[0] if len(reads) == 1 else x[-1].clone() for x in (usage, write, read))
+    return reads, memory, usage, link, precedence, write, read, columns
 
 
 def _of_last(gradient: Tensor, steps: int) -> Tensor:
@@ -248,5 +253,10 @@ def sequence(
     """
     options = (layout.eps, layout.usage_eps, layout.strength == "oneplus", layout.detach_writes)
     tensors = (memory, interface, *state[:5], _columns(state.link_slots, memory))
-    reads, memory, *after, columns = _Steps.apply(op, trace, options, *tensors)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        found = _Steps.apply(op, trace, options, *tensors)
+    else:
+        found = torch.ops.ctm_fast.dnc_sequence_forward(*tensors, *options)
+        found = found if trace else _last(found)
+    reads, memory, *after, columns = found
     return reads, memory, DncState._make((*after, None if state.link_slots is None else columns))
