@@ -45,6 +45,11 @@ struct NlmKernels {
   // bf16 writes z as bf16.
   void (*forward)(Storage, const NlmSizes&, const NlmDropout&, const void* packed, const void* x, NlmStrides,
                   void* z, int64_t z_row, int threads);
+  // The same bits from unpacked weights (as pack takes them): quicker for a row or two, whose packing would
+  // take longer than their forward.
+  void (*direct)(Storage, const NlmSizes&, const NlmDropout&, const void* w1, const void* b1, double t1,
+                 const void* w2, const void* b2, double t2, const void* x, NlmStrides, void* z, int64_t z_row,
+                 int threads);
   // dz (rows, D) in compute precision. dx (may be null) is added to at dx_strides in compute precision;
   // dpacked (may be null) is added to.
   void (*backward)(Storage, const NlmSizes&, const NlmDropout&, const void* packed, const void* x, NlmStrides,

@@ -38,6 +38,14 @@ void bind_nlm(py::module_& m) {
     kernels().nlm->forward(storage(type), sizes(n), dropout<NlmDropout>(drop), at<void>(packed), at<void>(x),
                            strides(s), at<void>(z), z_row, threads);
   });
+  m.def("nlm_direct",
+        [](int type, const NlmShape& n, const Drop& drop, Address w1, Address b1, double t1, Address w2,
+           Address b2, double t2, Address x, const NlmStride& s, Address z, int64_t z_row, int threads) {
+          py::gil_scoped_release release;
+          kernels().nlm->direct(storage(type), sizes(n), dropout<NlmDropout>(drop), at<void>(w1),
+                                at<void>(b1), t1, at<void>(w2), at<void>(b2), t2, at<void>(x), strides(s),
+                                at<void>(z), z_row, threads);
+        });
   m.def("nlm_backward", [](int type, const NlmShape& n, const Drop& drop, Address packed, Address x,
                            const NlmStride& s, Address dz, int64_t dz_row, Address dx,
                            const NlmStride& dx_strides, Address dpacked, int threads) {

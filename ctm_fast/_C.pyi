@@ -46,6 +46,10 @@ def nlm_forward(
     code: int, sizes: NlmSizes, drop: Drop, packed: Address, x: Address, strides: NlmStrides, z: Address,
     z_row: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+def nlm_direct(
+    code: int, sizes: NlmSizes, drop: Drop, w1: Address, b1: Address, t1: float, w2: Address, b2: Address,
+    t2: float, x: Address, strides: NlmStrides, z: Address, z_row: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def nlm_backward(
     code: int, sizes: NlmSizes, drop: Drop, packed: Address, x: Address, strides: NlmStrides, dz: Address,
     dz_row: int, dx: Address, dx_strides: NlmStrides, dpacked: Address, threads: int, /,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast import ops
-from ctm_fast.ops.nlm import reference
+from ctm_fast.ops.nlm import autograd, reference
 from ctm_fast.testing import CASES, Inputs, OpCase, cotangents
 
 NLM_CASES = [case for case in CASES if case.op == "nlm"]
@@ -95,6 +95,23 @@ def test_dropout_draws_the_mask_of_the_reference(case: OpCase, simd_level: str) 
         ops.nlm(*inputs.values(), dropout=0.4, seed=-3, backend=b) for b in ("native", "reference")
     )
     torch.testing.assert_close(native, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 5, 4, 2), (2, 37, 3, 0), (1, 147, 5, 9), (2, 64, 1, 1)], ids=str)
+def test_few_rows_on_unpacked_weights_give_the_bits_of_packed_ones(
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    dropout: float,
+    simd_level: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert sizes[0] <= autograd.DIRECT_ROWS
+    inputs = OpCase("nlm", "few-rows", sizes).inputs(dtype)
+    found = ops.nlm(*inputs.values(), dropout=dropout, seed=7)
+    monkeypatch.setattr(autograd, "DIRECT_ROWS", 0)
+    assert torch.equal(found, ops.nlm(*inputs.values(), dropout=dropout, seed=7))
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

@@ -17,6 +17,12 @@ def nlm_forward(threads: int) -> None:
     _C.nlm_forward(0, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, threads)
 
 
+def nlm_direct(threads: int) -> None:
+    _C.nlm_direct(
+        0, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, 1.0, ONE, ONE, 1.0, ONE, (1, 1, 1), ONE, 1, threads
+    )
+
+
 def nlm_backward(threads: int) -> None:
     _C.nlm_backward(
         1, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, ONE, (1, 1, 1), ONE, threads
@@ -64,8 +70,8 @@ def ntm_write_backward(threads: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "call", [nlm_forward, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm, ntm_forward,
-             ntm_backward, ntm_write_backward],
+    "call", [nlm_forward, nlm_direct, nlm_backward, nlm_unpack, sync_forward, sync_backward, glu_norm,
+             ntm_forward, ntm_backward, ntm_write_backward],
     ids=lambda call: call.__name__,
 )  # fmt: skip
 def test_too_large_raises_memory_error(call: Callable[[int], None], threads: int, simd_level: str) -> None:

@@ -37,7 +37,7 @@ class ContinuousThoughtMachineMNIST(ContinuousThoughtMachine):
 
     def get_synapses(self, synapse_depth: int, d_model: int, dropout: float) -> nn.Module:
         """One gated layer, keys ``synapses.{0,2}``."""
-        return nn.Sequential(*single_layer_synapses(d_model, dropout)[1:])
+        return nn.Sequential(*list(single_layer_synapses(d_model, dropout).children())[1:])
 
     def get_neuron_level_models(
         self, deep_nlms: bool, do_layernorm_nlm: bool, memory_length: int, memory_hidden_dims: int, d_model: int,

@@ -32,6 +32,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
+DRAWS = 8  # of random inputs that :func:`breaches` joins
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +96,16 @@ def breaches(
     fast: Evaluate,
     plain: Evaluate,
     dtype: torch.dtype,
-    draws: int = 8,
+    draws: int | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Results of ``fast`` that break the numerical contract: name -> (relative error, bound).
 
-    The truth is ``plain`` in float64 on the same numbers. A result is judged over several draws joined: a
-    scalar's gradient of one draw can cancel by chance. In float64, plain PyTorch's error is its error in
-    float32 scaled by the ratio of the units, and the truth itself is that far from the exact result.
+    The truth is ``plain`` in float64 on the same numbers. A result is judged over several draws joined
+    (:data:`DRAWS` unless given): a scalar's gradient of one draw can cancel by chance. In float64, plain
+    PyTorch's error is its error in float32 scaled by the ratio of the units, and the truth itself is that far
+    from the exact result.
     """
+    draws = DRAWS if draws is None else draws
     measured = torch.float32 if dtype == torch.float64 else dtype
     scale = torch.finfo(dtype).eps / torch.finfo(measured).eps
     errors = _joined_errors(draw, fast, plain, dtype, draws)

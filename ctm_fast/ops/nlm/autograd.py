@@ -19,6 +19,7 @@ _LIBRARY.define(
     "bool want_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
+DIRECT_ROWS = 2  # with more rows packing the weights costs less than it saves
 Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
 
 
@@ -28,21 +29,24 @@ def shape_of(rows: int, w1: Tensor, w2: Tensor | None) -> Shape:
     return (rows, neurons, memory, outputs // 2, w2 is not None)
 
 
+def _unpacked(
+    w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None
+) -> tuple[list[Tensor], tuple[int | float, ...]]:
+    """Weights as the kernels read them, and their addresses and divisors: those are valid while these live."""
+    dtype = compute_dtype(w1.dtype)
+    held = [x.to(dtype).contiguous() for x in (w1, b1, w2, b2) if x is not None]
+    first, second, *rest = (x.data_ptr() for x in held)
+    return held, (first, second, t1.item(), *(rest or (0, 0)), t2.item() if t2 is not None else 1.0)
+
+
 def pack(
     w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None, t2: Tensor | None
 ) -> Tensor:
     """Weights in the kernels' blocked layout, divided by t1 and t2: one flat tensor of the compute dtype."""
-    dtype = compute_dtype(w1.dtype)
-    shape = shape_of(0, w1, w2)
-    packed = empty(torch.empty(0, dtype=dtype), kernels().nlm_packed_size(CODES[dtype], shape))
-    layer1 = [w1.to(dtype).contiguous(), b1.to(dtype).contiguous()]
-    layer2 = [x.to(dtype).contiguous() for x in (w2, b2) if x is not None]
-    address = [x.data_ptr() for x in layer2] or [0, 0]
-    scale2 = t2.item() if t2 is not None else 1.0
-    kernels().nlm_pack(
-        CODES[dtype], shape, layer1[0].data_ptr(), layer1[1].data_ptr(), t1.item(), *address, scale2,
-        packed.data_ptr(), threads(),
-    )  # fmt: skip
+    held, weights = _unpacked(w1, b1, t1, w2, b2, t2)
+    code, shape = CODES[held[0].dtype], shape_of(0, w1, w2)
+    packed = empty(torch.empty(0, dtype=held[0].dtype), kernels().nlm_packed_size(code, shape))
+    kernels().nlm_pack(code, shape, *weights, packed.data_ptr(), threads())
     return packed
 
 
@@ -104,9 +108,16 @@ def _forward(
     t2: Tensor | None, dropout: float, seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
     z = history.new_empty(history.shape[:2])
-    packed = pack(w1, b1, t1, w2, b2, t2)
-    shape = shape_of(history.shape[0], w1, w2)
-    run_forward(shape, drop_args(dropout, seed), packed, history, history.stride(), z)
+    shape, drop = shape_of(history.shape[0], w1, w2), drop_args(dropout, seed)
+    if history.shape[0] > DIRECT_ROWS:
+        run_forward(shape, drop, pack(w1, b1, t1, w2, b2, t2), history, history.stride(), z)
+        return z
+    held, weights = _unpacked(w1, b1, t1, w2, b2, t2)
+    kernels().nlm_direct(
+        CODES[history.dtype], shape, drop, *weights, history.data_ptr(), history.stride(), z.data_ptr(),
+        z.stride(0), threads(),
+    )  # fmt: skip
+    del held
     return z
 
 
