@@ -37,7 +37,7 @@ template <class T>
 struct Gradients {  // of one sample
   T *memory, *weights, *previous;
   Heads<T> heads;
-  T *self, *slots, *circle, *write;
+  T *self, *slots, *circle;
 };
 
 template <class T>
@@ -64,14 +64,7 @@ struct Machine {  // what all samples share
     T* previous = from.take(row(n.heads()));
     const Heads<T> heads{from.take(Heads<T>::size(n)), n.width, n.shift};
     T *self = from.take(plane.padded), *slots = from.take(plane.padded), *around = from.take(circle());
-    return {memory,
-            weights,
-            previous,
-            heads,
-            self,
-            slots,
-            around + (around ? halo() : 0),
-            from.take(Writers<T>::scratch_size(n.write))};
+    return {memory, weights, previous, heads, self, slots, around + (around ? halo() : 0)};
   }
 
   // Head h on the memory of `where`.
@@ -138,8 +131,7 @@ struct Machine {  // what all samples share
       address_backward(at, next, 0, n.read, next.weights, d);
     }
     if (variant.order != NtmOrder::address_only)
-      writers(at.heads, next.weights)
-          .backward(at.memory, d.memory, d.weights + row(n.read), d.heads, d.write);
+      writers(at.heads, next.weights).backward(at.memory, d.memory, d.weights + row(n.read), d.heads);
     if (!writes_first)
       read_backward(at.memory, reads_first ? at.weights : next.weights, dreads, d.memory,
                     reads_first ? d.previous : d.weights);
@@ -303,8 +295,7 @@ void write_backward(const NtmSizes& n, NtmMemory<const T> memory, const T* weigh
                     int threads) {
   const Machine<T> machine{n, kPlain};
   const int64_t plane = machine.row(n.width), all = machine.row(n.write), size = Heads<T>::size(n);
-  const int64_t total = 2 * (plane + all + size) + Writers<T>::scratch_size(n.write);
-  over_samples<T>(n, total, threads, [&](int64_t b, T* buffer) {
+  over_samples<T>(n, 2 * (plane + all + size), threads, [&](int64_t b, T* buffer) {
     T *m = buffer, *dm = m + plane, *w = dm + plane, *dw = w + all;
     const Heads<T> heads{dw + all, n.width, n.shift}, grads{dw + all + size, n.width, n.shift};
     gather(machine.plane, memory.data + b * memory.batch, memory.slot, memory.column, m);
@@ -313,7 +304,7 @@ void write_backward(const NtmSizes& n, NtmMemory<const T> memory, const T* weigh
     std::fill_n(dw, all, T(0));
     const int64_t row = b * n.write * n.width;
     exchange_rows<T, true>(n, erase + row, add + row, heads);
-    machine.writers(heads, w).backward(m, dm, dw, grads, dw + all + 2 * size);
+    machine.writers(heads, w).backward(m, dm, dw, grads);
     exchange_rows<T, false>(n, derase + row, dadd + row, grads);
     unpad(n.width, n.slots, dm, dmemory + b * n.width * n.slots);
     unpad(n.write, n.slots, dw, dweights + b * n.write * n.slots);

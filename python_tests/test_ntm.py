@@ -152,6 +152,43 @@ def test_carried_state_equals_one_call(layout: NtmLayout, lengths: list[int], ba
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("layout", [LAYOUTS[k] for k in (*ORDERS, "shared")], ids=str)
+def test_gradients_through_the_weights_of_all_steps(layout: NtmLayout) -> None:
+    arguments = [x.requires_grad_() for x in step_arguments(layout, steps=3)]
+    found = []
+    for backend in BACKENDS:
+        _, trace = ops.ntm_sequence(*arguments, layout=layout, trace=True, backend=backend)
+        entropy = sum((-w * w.log()).sum() for w in trace)
+        found.append(torch.autograd.grad(entropy, arguments, materialize_grads=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("used", [0, 1, 2, 3], ids=["reads", "memory", "read_weights", "write_weights"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradients_of_one_result_alone(used: int, steps: int) -> None:
+    arguments = [x.requires_grad_() for x in step_arguments(PLAIN, steps=steps)]
+    found = []
+    for backend in BACKENDS:
+        results = stepped(arguments, PLAIN, [steps], backend)
+        found.append(torch.autograd.grad(results[used].square().sum(), arguments, materialize_grads=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_interface_in_16_bits_beside_float32(backend: str) -> None:
+    """As a linear layer under autocast hands it over."""
+    memory, interface, read, write = (x.float() for x in step_arguments(PLAIN))
+    found = ops.ntm_step(memory, interface[0].bfloat16(), read, write.half(), layout=PLAIN, backend=backend)
+    exact = ops.ntm_step(
+        memory, interface[0].bfloat16().float(), read, write.half().float(), layout=PLAIN, backend=backend
+    )
+    assert [y.dtype for y in found] == [torch.float32, torch.float32, torch.float32, torch.float16]
+    for a, b in zip(found, exact, strict=True):
+        assert torch.equal(a, b.to(a.dtype))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_step_returns_the_state(backend: str) -> None:
     memory, interface, *weights = step_arguments(PLAIN, steps=0)

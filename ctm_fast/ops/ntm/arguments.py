@@ -15,6 +15,11 @@ from ctm_fast.ops.ntm.layout import NtmLayout
 _SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; without a call into torch where it has it, which counts in a step of one sample."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def check_memory(op: str, memory: object) -> Tensor:
     """The memory (B, N, W) with at least one slot and one column."""
     found = checks.floating(op, "memory", memory)
@@ -64,8 +69,8 @@ def check_heads(
         expected = tuple(sizes[letter] for letter in layout.split(", "))
         check_shape(op, name, value, found, expected, layout)
     dtype = compute_dtype(found.dtype)
-    tensors = [value.to(dtype) for value in parts.values() if isinstance(value, Tensor)]
-    return HeadArguments(found.to(dtype), tuple(x.unsqueeze(1) if single else x for x in tensors), single)
+    tensors = [cast(value, dtype) for value in parts.values() if isinstance(value, Tensor)]
+    return HeadArguments(cast(found, dtype), tuple(x.unsqueeze(1) if single else x for x in tensors), single)
 
 
 def _shift_width(op: str, name: str, value: object, letters: str) -> int:
@@ -105,4 +110,4 @@ def check_step(
     check_shape(op, "write_weights", write_weights, found, (batch, layout.write_heads, slots), "B, V, N")
     dtype = compute_dtype(found.dtype)
     assert isinstance(read_weights, Tensor) and isinstance(write_weights, Tensor)
-    return found.to(dtype), raw.to(dtype), read_weights.to(dtype), write_weights.to(dtype)
+    return cast(found, dtype), cast(raw, dtype), cast(read_weights, dtype), cast(write_weights, dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops.ntm import autograd, reference
-from ctm_fast.ops.ntm.arguments import check_heads
+from ctm_fast.ops.ntm.arguments import cast, check_heads
 from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS, check_eps
 
 _ADDRESS = {"key": "B, W", "beta": "B", "gate": "B", "shift": "B, S", "gamma": "B", "previous": "B, N"}
@@ -78,7 +78,7 @@ def ntm_address(
         )
     else:
         weights = reference.address(found.memory, *found.parts, eps=eps, placement=eps_placement)
-    return (weights.squeeze(1) if found.single else weights).to(previous.dtype)
+    return cast(weights.squeeze(1) if found.single else weights, previous.dtype)
 
 
 def ntm_read(
@@ -104,7 +104,7 @@ def ntm_read(
         reads = autograd.native("ntm_read", found.memory, *found.parts)
     else:
         reads = reference.read(found.memory, *found.parts)
-    return (reads.squeeze(1) if found.single else reads).to(memory.dtype)
+    return cast(reads.squeeze(1) if found.single else reads, memory.dtype)
 
 
 def ntm_write(
@@ -137,4 +137,4 @@ def ntm_write(
         after: Tensor = autograd.native("ntm_write", found.memory, *found.parts)
     else:
         after = reference.write(found.memory, *found.parts)
-    return after.to(memory.dtype)
+    return cast(after, memory.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops.ntm import autograd, reference
-from ctm_fast.ops.ntm.arguments import check_step
+from ctm_fast.ops.ntm.arguments import cast, check_step
 from ctm_fast.ops.ntm.layout import NtmLayout
 
 
@@ -74,10 +74,10 @@ def ntm_step(
     else:
         reads, new, read, write = reference.step(*tensors, layout)
     return NtmStep(
-        reads.to(memory.dtype),
-        new.to(memory.dtype),
-        read.to(read_weights.dtype),
-        write.to(write_weights.dtype),
+        cast(reads, memory.dtype),
+        cast(new, memory.dtype),
+        cast(read, read_weights.dtype),
+        cast(write, write_weights.dtype),
     )
 
 
@@ -125,8 +125,8 @@ def ntm_sequence(
     else:
         reads, new, weights = reference.sequence(*tensors, layout)
         read, write = (weights[1:] if trace else weights[-1]).tensor_split([layout.read_heads], -2)
-    read, write = read.to(read_weights.dtype), write.to(write_weights.dtype)
-    reads, new = reads.to(memory.dtype), new.to(memory.dtype)
+    read, write = cast(read, read_weights.dtype), cast(write, write_weights.dtype)
+    reads, new = cast(reads, memory.dtype), cast(new, memory.dtype)
     if not trace:
         return NtmStep(reads, new, read, write)
     if not interface.shape[0]:
