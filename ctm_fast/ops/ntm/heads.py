@@ -73,7 +73,7 @@ def ntm_address(
         *values, previous_weights = found.parts
         columns = torch.cat([x if x.dim() == 3 else x.unsqueeze(2) for x in values], 2)
         placement = EPS_PLACEMENTS.index(eps_placement)
-        weights = autograd.native(
+        weights = autograd.run(
             op, found.memory, columns, previous_weights, values[3].shape[2], placement, eps
         )
     else:
@@ -101,7 +101,7 @@ def ntm_read(
     """
     found = check_heads("ntm_read", memory, {"weights": weights}, _READ)
     if backends.choose("ntm_read", backend, memory) == "native":
-        reads = autograd.native("ntm_read", found.memory, *found.parts)
+        reads = autograd.run("ntm_read", found.memory, *found.parts)
     else:
         reads = reference.read(found.memory, *found.parts)
     return cast(reads.squeeze(1) if found.single else reads, memory.dtype)
@@ -134,7 +134,7 @@ def ntm_write(
     given = {"weights": weights, "erase": erase, "add": add}
     found = check_heads("ntm_write", memory, given, _WRITE)
     if backends.choose("ntm_write", backend, memory) == "native":
-        after: Tensor = autograd.native("ntm_write", found.memory, *found.parts)
+        after: Tensor = autograd.run("ntm_write", found.memory, *found.parts)
     else:
         after = reference.write(found.memory, *found.parts)
     return cast(after, memory.dtype)

@@ -70,7 +70,7 @@ def ntm_step(
     """
     tensors = check_step("ntm_step", memory, interface, read_weights, write_weights, layout, steps=False)
     if backends.choose("ntm_step", backend, memory) == "native":
-        reads, new, read, write = autograd.native("ntm_step", *tensors, layout.encoded, layout.eps)
+        reads, new, read, write = autograd.run("ntm_step", *tensors, layout.encoded, layout.eps)
     else:
         reads, new, read, write = reference.step(*tensors, layout)
     return NtmStep(
@@ -121,7 +121,7 @@ def ntm_sequence(
     op = "ntm_sequence"
     tensors = check_step(op, memory, interface, read_weights, write_weights, layout, steps=True)
     if backends.choose(op, backend, memory) == "native" and interface.shape[0]:
-        reads, new, read, write = autograd.native(op, *tensors, layout.encoded, layout.eps, trace)
+        reads, new, read, write = autograd.run(op, *tensors, layout.encoded, layout.eps, trace)
     else:
         reads, new, weights = reference.sequence(*tensors, layout)
         read, write = (weights[1:] if trace else weights[-1]).tensor_split([layout.read_heads], -2)
