@@ -130,6 +130,8 @@ class AddConfig(RTNTMConfig):
 
     digits: int
     """Most digits of a number in training, and the digits of both numbers of an evaluation sum."""
+    ahead: int = 0
+    """How many digits more than a level's one of the two numbers may have: to copy it comes before to add."""
     mixed: bool = True
     """Whether the numbers of digits differ within a batch; else a batch shares two random ones."""
 
@@ -201,11 +203,11 @@ ADD_PRESETS: dict[str, AddConfig] = {
         window=2,
         digits=10,
         dropout=0.0,
-        mixed=False,
+        ahead=4,
         beyond=(11, 12, 15, 20),
-        advance_accuracy=0.95,
-        advance_loss=0.1,
-        training_iterations=10_000,
+        advance_accuracy=0.9,
+        advance_loss=0.15,
+        training_iterations=6000,
     ),
     "published": _ADD,
     "published_64": replace(_ADD, **_model("rtntm_add_64", AddConfig)),

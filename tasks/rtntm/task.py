@@ -161,7 +161,10 @@ class RTNTMAdd(RTNTMTask[AddConfig]):
 
     def training_batch(self, longest: int, generator: torch.Generator) -> Batch:
         size = self.config.batch_size if self.config.mixed else 1
-        digits = torch.randint(1, longest + 1, (2, size), generator=generator)
+        longer = min(self.config.digits, longest + self.config.ahead)
+        drawn = [torch.randint(1, most + 1, (size,), generator=generator) for most in (longer, longest)]
+        swap = torch.rand(size, generator=generator) < 0.5
+        digits = torch.stack((drawn[0].where(swap, drawn[1]), drawn[1].where(swap, drawn[0])))
         return sum_batch(digits.expand(2, self.config.batch_size), generator)
 
     def longest_batch(self, longest: int, generator: torch.Generator) -> Batch:
