@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ctm_fast
-from bench.baselines import compiled, ctm, nlm, rl, sync
+from bench.baselines import compiled, ctm, nlm, ntm, rl, sync
 from ctm_fast.models import (
     Agent,
     ContinuousThoughtMachine,
@@ -124,3 +124,17 @@ def test_strong_eager_sync():
     recurrence = sync.Recurrence(left, right, decay)
     ticks = torch.stack([recurrence.add(activations.t()).t() for activations in z])
     torch.testing.assert_close(ticks, expected)
+
+
+@pytest.mark.parametrize("step", [ntm.usual, ntm.strong])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 3)], ids=["one", "several"])
+def test_plain_ntm_memory(step, heads):
+    layout = ntm.layout(*heads, width=5)
+    memory, interface = torch.randn(2, 9, 5), torch.randn(4, 2, layout.size)
+    read, write = (torch.randn(2, n, 9).softmax(-1) for n in heads)
+    leaves = [x.requires_grad_() for x in (memory, interface, read, write)]
+    expected = ctm_fast.ops.ntm_sequence(*leaves, layout=layout, backend="reference")
+    found = ntm.run(step, interface, (memory, read, write), layout)
+    grads = (torch.autograd.grad([y.square().sum() for y in ys], leaves) for ys in (found, expected))
+    for a, b in zip((*found, *next(grads)), (*expected, *next(grads)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
