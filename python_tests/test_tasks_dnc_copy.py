@@ -19,7 +19,7 @@ from tasks.dnc_copy.config import PRESETS
 from tasks.dnc_copy.task import DncCopy
 from tasks.dnc_graph.config import PRESETS as GRAPHS
 from tasks.errors import UserError
-from tasks.setup import cpu_threads
+from tasks.setup import cpu_threads, make_accelerator
 from tasks.task import batch_generator
 
 TINY = replace(
@@ -28,6 +28,7 @@ TINY = replace(
     beyond=(6,),
     controller_size=8,
     slots=6,
+    slots_beyond=9,
     width=4,
     batch_size=3,
     batch_size_test=2,
@@ -59,6 +60,17 @@ def test_every_length_is_evaluated_and_some_beyond() -> None:
         name: [len(targets) for _, targets in batches] for name, batches in task.beyond_batches().items()
     }
     assert beyond == {"length_4": [4] * 4, "length_6": [6] * 4}
+
+
+def test_longer_sequences_get_more_memory() -> None:
+    task = DncCopy(TINY)
+    model, used = task.build_model(), []
+    model.register_forward_hook(lambda module, _, found: used.append(found.state.memory.shape[1]))
+    accelerator = make_accelerator(TINY)
+    task.evaluate(model, accelerator)
+    task.evaluate_beyond(model, accelerator)
+    assert used == [6] * 4 + [9] * 8
+    assert model.slots == 6
 
 
 def test_curriculum_bounds_the_length() -> None:
@@ -112,6 +124,7 @@ def test_the_papers_settings() -> None:
         ({"beyond": (4,)}, r"beyond must be above longest=4, got \(4,\)"),
         ({"curriculum_start": 5}, r"curriculum_start must be None or lie in \[1, 4\], got 5"),
         ({"curriculum_goal": 1.5}, r"curriculum_goal must lie in \(0, 1\], got 1.5"),
+        ({"slots_beyond": 5}, "slots_beyond must be None or at least 6, got 5"),
         ({"bits": 0}, "bits must be at least 1, got 0"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

@@ -29,6 +29,8 @@ class CopyConfig(DncConfig):
     """Steps between two decisions."""
     beyond: tuple[int, ...] = (30, 50)
     """Lengths that evaluate also tries."""
+    slots_beyond: int | None = None
+    """Memory slots while it does; None leaves their number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,23 +42,27 @@ class CopyConfig(DncConfig):
         require(0 < self.curriculum_goal <= 1, "curriculum_goal", "lie in (0, 1]", self.curriculum_goal)
         require(self.slots >= longest, "slots", f"be at least longest={longest}, one per vector", self.slots)
         require(all(n > longest for n in self.beyond), "beyond", f"be above longest={longest}", self.beyond)
+        more = self.slots_beyond
+        require(more is None or more >= self.slots, "slots_beyond", f"be None or at least {self.slots}", more)
 
 
 PRESETS: dict[str, CopyConfig] = {
     "quick": CopyConfig(
         controller_size=64,
-        slots=64,
+        slots=24,
+        slots_beyond=64,
         width=16,
         batch_size=16,
         batch_size_test=64,
         lr=3e-3,
+        scheduler_type="none",
         warmup_steps=100,
         gradient_clipping=1.0,
         curriculum_start=2,
-        training_iterations=4000,
+        training_iterations=2000,
         track_every=250,
         save_every=250,
-        log_every=50,
+        log_every=20,
         threads=1,
     ),
     "published": CopyConfig(

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ctm_fast.models import DNC
 from tasks.curriculum import Curriculum
 from tasks.dnc import pictures
 from tasks.dnc_copy.config import PRESETS, CopyConfig
@@ -51,6 +53,16 @@ class DncCopy(Task[CopyConfig]):
         return {
             f"length_{length}": self._fixed(length) for length in (self.config.longest, *self.config.beyond)
         }
+
+    def evaluate_beyond(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+        """With more slots if the settings say so: they are no parameters, a trained network can be given more."""
+        assert isinstance(model, DNC)
+        before = model.slots
+        model.slots = self.config.slots_beyond or before
+        try:
+            return super().evaluate_beyond(model, accelerator)
+        finally:
+            model.slots = before
 
     def _fixed(self, length: int) -> Iterator[Batch]:
         for index in range(BEYOND_BATCHES):
