@@ -49,5 +49,6 @@ void bind_ntm(py::module_&);
 void bind_attend(py::module_&);
 void bind_synapse(py::module_&);
 void bind_linear(py::module_&);
+void bind_halting(py::module_&);
 
 }  // namespace ctm

@@ -12,6 +12,7 @@
   extern const AttendKernels attend_kernels;   \
   extern const SynapseKernels synapse_kernels; \
   extern const LinearKernels linear_kernels;   \
+  extern const HaltingKernels halting_kernels; \
   }
 #define CTM_TABLE(level)    \
   {#level,                  \
@@ -21,7 +22,8 @@
    &level::ntm_kernels,     \
    &level::attend_kernels,  \
    &level::synapse_kernels, \
-   &level::linear_kernels}
+   &level::linear_kernels,  \
+   &level::halting_kernels}
 
 CTM_DECLARE(baseline)
 #ifdef CTM_HAS_avx2

@@ -6,6 +6,7 @@
 
 #include "attend.h"
 #include "dnc.h"
+#include "halting.h"
 #include "linear.h"
 #include "nlm.h"
 #include "ntm.h"
@@ -23,6 +24,7 @@ struct Kernels {
   const AttendKernels* attend;
   const SynapseKernels* synapse;
   const LinearKernels* linear;
+  const HaltingKernels* halting;
 };
 
 // Best level that this CPU runs, capped by the environment variable CTM_FAST_SIMD when the module is loaded.

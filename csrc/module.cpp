@@ -56,4 +56,5 @@ PYBIND11_MODULE(_C, m) {
   ctm::bind_attend(m);
   ctm::bind_synapse(m);
   ctm::bind_linear(m);
+  ctm::bind_halting(m);
 }

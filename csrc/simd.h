@@ -125,9 +125,14 @@ CTM_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
   if constexpr (2 * S < lanes<T>) transpose<T, 2 * S>(rows);
 }
 
-// exp by Cody-Waite reduction to |r| <= ln(2)/2 and a polynomial; relative error below 1.2 units in the last
-// place. Overflows to +inf, underflows to 0, propagates NaN.
-CTM_INLINE Vec<float> exp(Vec<float> x) {
+// exp(x) = scale (1 + rest) by Cody-Waite reduction to |r| <= ln(2)/2, a power of two, and a polynomial for
+// exp(r) - 1.
+template <class T>
+struct Exponential {
+  Vec<T> scale, rest;
+};
+
+CTM_INLINE Exponential<float> exponential(Vec<float> x) {
   const Vec<float> high = splat(88.9f), low = splat(-87.9f);
   x = x > high ? high : x;
   x = x < low ? low : x;
@@ -142,13 +147,11 @@ CTM_INLINE Vec<float> exp(Vec<float> x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
   using Bits = VecOf<float>::bits;
-  const Bits scale = ((Bits)shifted + 127u) << 23;
-  return p * (Vec<float>)scale;
+  return {(Vec<float>)(((Bits)shifted + 127u) << 23), p * (r * r) + r};
 }
 
-CTM_INLINE Vec<double> exp(Vec<double> x) {
+CTM_INLINE Exponential<double> exponential(Vec<double> x) {
   const Vec<double> high = splat(709.8), low = splat(-708.4);
   x = x > high ? high : x;
   x = x < low ? low : x;
@@ -169,10 +172,26 @@ CTM_INLINE Vec<double> exp(Vec<double> x) {
   p = p * r + 1.0 / 24.0;
   p = p * r + 1.0 / 6.0;
   p = p * r + 0.5;
-  p = p * (r * r) + r + 1.0;
   using Bits = VecOf<double>::bits;
-  const Bits scale = ((Bits)shifted + 1023ull) << 52;
-  return p * (Vec<double>)scale;
+  return {(Vec<double>)(((Bits)shifted + 1023ull) << 52), p * (r * r) + r};
+}
+
+// Relative error below 1.2 units in the last place. Overflows to +inf, underflows to 0, propagates NaN.
+template <class V>
+CTM_INLINE V exp(V x) {
+  const auto e = exponential(x);
+  return (e.rest + 1.0f) * e.scale;
+}
+
+// By exp(2x) - 1, which keeps its relative accuracy where x is small.
+template <class V>
+CTM_INLINE V tanh(V x) {
+  const V one = V{} + 20.0f;  // tanh of it is 1
+  x = x > one ? one : x;
+  x = x < -one ? -one : x;
+  const auto e = exponential(x + x);
+  const V less = e.scale * e.rest + (e.scale - 1.0f);
+  return less / (less + 2.0f);
 }
 
 // Log of positive normal numbers, relative error below 1.5 units in the last place; infinity and NaN stay

@@ -128,3 +128,39 @@ def linear(
     code: int, rows: int, outputs: int, inputs: int, x: Address, x_row: int, packed: Address, init: Address,
     init_row: int, y: Address, y_row: int, threads: int, /,
 ) -> None: ...  # fmt: skip
+
+# csrc/halting.h
+
+HaltingSizes = tuple[int, int, int]  # rows, batch, width
+RecurrenceSizes = tuple[int, int, bool]  # batch, width, lstm
+HaltingSpan = tuple[int, int, int]  # timestep, first row, rows
+Recurrence = tuple[Address, ...]  # the members of struct Recurrence, in order
+RecurrenceGrad = tuple[Address, ...]  # those of RecurrenceGrad
+
+def halting_weights(
+    code: int, sizes: HaltingSizes, threshold: float, force: bool, h: Address, samples: Address,
+    left: Address, total: Address, weight: Address, ponder: Address, /,
+) -> None: ...  # fmt: skip
+def halting_weights_backward(
+    code: int, sizes: HaltingSizes, threshold: float, force: bool, h: Address, samples: Address,
+    dweight: Address, dponder: Address, left: Address, total: Address, end: Address, dh: Address, /,
+) -> None: ...  # fmt: skip
+def halting_mean(
+    code: int, sizes: HaltingSizes, values: Address, weight: Address, samples: Address, out: Address,
+    threads: int, /,
+) -> None: ...  # fmt: skip
+def halting_mean_backward(
+    code: int, sizes: HaltingSizes, values: Address, weight: Address, samples: Address, dout: Address,
+    dvalues: Address, dweight: Address, threads: int, /,
+) -> None: ...  # fmt: skip
+def halting_begin(
+    code: int, sizes: RecurrenceSizes, span: HaltingSpan, recurrence: Recurrence, threads: int, /
+) -> int: ...
+def halting_substep(
+    code: int, sizes: RecurrenceSizes, span: HaltingSpan, last: bool, threshold: float,
+    recurrence: Recurrence, threads: int, /,
+) -> int: ...  # fmt: skip
+def halting_substep_backward(
+    code: int, sizes: RecurrenceSizes, span: HaltingSpan, recurrence: Recurrence, grad: RecurrenceGrad,
+    threads: int, /,
+) -> None: ...  # fmt: skip

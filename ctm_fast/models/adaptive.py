@@ -113,53 +113,45 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
             return found._replace(output=found.output[0], ponder=found.ponder[0], steps=found.steps[0])
         states = self._start(x, state)
         run = self._adaptive if self.adaptive else self._plain
-        output, ponder, steps, states = run(self._projected(x), states, mask)
+        output, ponder, steps, states = run(x, states, mask)
         if mask is not None:
             output = torch.where(mask[..., None], output, torch.zeros_like(output))
         cost = ops.ponder_cost(ponder, mask, reduction=self.ponder)
         return AdaptiveOutput(output, ponder, steps, states[0] if len(states) == 1 else states, cost)
-
-    def update(self, gates: Tensor, state: State) -> State:
-        """The cell: gates (A, G) without their recurrent part, the old state; returns the new state."""
-        raise NotImplementedError
 
     def _projected(self, x: Tensor) -> Tensor:
         """The input's part of the gates of all timesteps, (T, B, G): substeps differ in the flag alone."""
         weight = self.cell.weight_ih[:, : self.input_size]
         return F.linear(x, weight, self.cell.bias_ih + self.cell.bias_hh)
 
-    def _adaptive(
-        self, gates: Tensor, state: State, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
-        outputs, ponder, steps = [], [], []
-        for t, projected in enumerate(gates):
-            found = ops.adaptive_halting(
-                self._substep,
-                projected,
-                state,
-                epsilon=self.epsilon,
-                max_steps=self.max_steps,
-                mask=None if mask is None else mask[t],
-            )
-            state = found.state
-            outputs.append(found.output if self.digit_classes else state[0])
-            ponder.append(found.ponder)
-            steps.append(found.steps)
-        output = torch.stack(outputs)
-        output = torch.log(output + SMALLEST_PROBABILITY) if self.digit_classes else self.readout(output)
-        return output, torch.stack(ponder), torch.stack(steps), state
+    def _adaptive(self, x: Tensor, state: State, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, State]:
+        found = ops.adaptive_recurrence(
+            self._projected(x),
+            state[0],
+            state[1] if len(state) == 2 else None,
+            self.cell.weight_ih[:, -1],
+            self.cell.weight_hh,
+            self.halting.weight[0],
+            self.halting.bias,
+            epsilon=self.epsilon,
+            max_steps=self.max_steps,
+            mask=mask,
+            rows=self.digit_classes > 0,
+        )
+        last = (found.hidden[-1],) if found.cell is None else (found.hidden[-1], found.cell)
+        if not self.digit_classes:
+            return self.readout(found.hidden), found.ponder, found.steps, last
+        values = self._probabilities(found.rows)
+        batch = found.steps.numel()
+        mixed = ops.halting_mean(values, found.weights, found.samples, batch=batch)
+        output = torch.log(mixed.view(*found.steps.shape, -1) + SMALLEST_PROBABILITY)
+        return output, found.ponder, found.steps, last
 
-    def _substep(self, gates: Tensor, state: State, first: bool) -> tuple[Any, State, Tensor]:
-        state = self.update(gates + self.cell.weight_ih[:, -1] if first else gates, state)
-        output = self._probabilities(state[0]) if self.digit_classes else ()
-        return output, state, torch.sigmoid(self.halting(state[0]).squeeze(1))
-
-    def _plain(
-        self, gates: Tensor, state: State, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
+    def _plain(self, x: Tensor, state: State, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, State]:
         hidden = []
-        for t, projected in enumerate(gates):
-            new = self.update(projected, state)
+        for t, inputs in enumerate(x):
+            found = self.cell(inputs, state if len(state) == 2 else state[0])
+            new = (found,) if isinstance(found, Tensor) else found
             if mask is not None:
                 new = tuple(torch.where(mask[t, :, None], a, b) for a, b in zip(new, state, strict=True))
             state = new
@@ -212,19 +204,8 @@ class AdaptiveRNN(AdaptiveRecurrent, paper_url=PAPER, tags=TAGS):
 
     cell_type = nn.RNNCell
 
-    def update(self, gates: Tensor, state: State) -> State:
-        """One substep: tanh of gates (A, H) and recurrent part."""
-        return (torch.tanh(torch.addmm(gates, state[0], self.cell.weight_hh.t())),)
-
 
 class AdaptiveLSTM(AdaptiveRecurrent, paper_url=PAPER, tags=TAGS):
     """An LSTM with adaptive computation time; arguments and keys as of :class:`AdaptiveRecurrent`."""
 
     cell_type = nn.LSTMCell
-
-    def update(self, gates: Tensor, state: State) -> State:
-        """One substep: gates (A, 4H) in torch's order: input, forget, cell, output."""
-        gates = torch.addmm(gates, state[0], self.cell.weight_hh.t())
-        i, f, g, o = gates.chunk(4, 1)
-        cell = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(cell), cell

@@ -14,7 +14,9 @@ from ctm_fast.ops.dnc import (
 )
 from ctm_fast.ops.halting import (
     AdaptiveHalting,
+    AdaptiveRecurrence,
     adaptive_halting,
+    adaptive_recurrence,
     halting_mean,
     halting_weights,
     ponder_cost,
@@ -35,6 +37,7 @@ from ctm_fast.ops.sync import sync
 
 __all__ = [
     "AdaptiveHalting",
+    "AdaptiveRecurrence",
     "DncInterface",
     "DncLayout",
     "DncLink",
@@ -48,6 +51,7 @@ __all__ = [
     "NtmStep",
     "NtmTrace",
     "adaptive_halting",
+    "adaptive_recurrence",
     "dnc_allocation",
     "dnc_link",
     "dnc_sequence",

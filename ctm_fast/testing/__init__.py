@@ -5,7 +5,7 @@ Tests and benchmarks of every op run over :data:`CASES`. A new op adds one file 
 checks that take many evaluations, and ones whose result stays well-conditioned for extreme values.
 """
 
-from ctm_fast.testing import dnc, nlm, ntm, sync
+from ctm_fast.testing import dnc, halting, nlm, ntm, sync
 from ctm_fast.testing.contract import (
     OPS,
     Inputs,
@@ -20,9 +20,9 @@ from ctm_fast.testing.contract import (
     upcast,
 )
 
-CASES = dnc.CASES + nlm.CASES + ntm.CASES + sync.CASES
-SMALL = dnc.SMALL + nlm.SMALL + ntm.SMALL + sync.SMALL
-EXTREME = nlm.EXTREME + ntm.EXTREME + sync.EXTREME
+CASES = dnc.CASES + halting.CASES + nlm.CASES + ntm.CASES + sync.CASES
+SMALL = dnc.SMALL + halting.SMALL + nlm.SMALL + ntm.SMALL + sync.SMALL
+EXTREME = halting.EXTREME + nlm.EXTREME + ntm.EXTREME + sync.EXTREME
 
 __all__ = [
     "CASES",

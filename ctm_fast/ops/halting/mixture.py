@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
-from ctm_fast.ops.halting import reference
+from ctm_fast.ops.halting import autograd, reference
 from ctm_fast.ops.native import compute_dtype
 
 REDUCTIONS = ("sum", "mean")
@@ -143,6 +143,12 @@ def check_epsilon(op: str, epsilon: float) -> None:
         raise ValueError(f"{op}: epsilon must be in [0, 1), got {epsilon}")
 
 
+def check_max_steps(op: str, max_steps: int) -> None:
+    """Raise ``ValueError`` unless at least one substep is allowed."""
+    if max_steps < 1:
+        raise ValueError(f"{op}: max_steps must be at least 1, got {max_steps}")
+
+
 def check_mask(op: str, mask: Tensor, shape: torch.Size, other_name: str, other: Tensor) -> None:
     """Raise unless ``mask`` is a bool tensor of this shape beside ``other``."""
     checks.tensor(op, "mask", mask)
@@ -157,6 +163,6 @@ def _check_samples(op: str, samples: Tensor, other_name: str, other: Tensor) -> 
 
 
 def _run(op: str, backend: str | None, like: Tensor) -> Callable[..., Any]:
-    backends.choose(op, backend, like)
-    run: Callable[..., Any] = getattr(reference, op)
+    module = autograd if backends.choose(op, backend, like) == "native" else reference
+    run: Callable[..., Any] = getattr(module, op)
     return run

@@ -40,7 +40,7 @@ def halting_weights(
     grid = probabilities.new_zeros(most, batch).index_put((n, samples), probabilities)
     given = torch.zeros(most + 1, batch, dtype=torch.bool, device=samples.device)
     given[n, samples] = True
-    total = remainder = steps = probabilities.new_zeros(batch)
+    total = remainder = steps = grid[:0].sum(0)  # zeros with a graph, also without rows
     running = torch.ones(batch, dtype=torch.bool, device=samples.device)
     weights = []
     for h, here, further in zip(grid, given[:-1], given[1:], strict=True):
