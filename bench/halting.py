@@ -1,0 +1,102 @@
+"""Rows of recurrent networks with adaptive computation time: training steps and inference.
+
+Training is forward, a loss of outputs and ponder, and backward into fresh gradients. The sizes are those of
+arXiv 1603.08983, parity's also that of a larger network run later. The halting unit is not at its start, where
+all samples take two substeps: they take two to nine, four or five in the mean.
+
+Letters: T timesteps, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.baselines import halting as plain
+from bench.memory import storages_of
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from ctm_fast.models import presets
+
+HALTING_BIAS, HALTING_SCALE, MAX_STEPS = -1.0, 3.0, 20
+
+Forward = Callable[[Any, Tensor], plain.Found]
+
+
+class Config(NamedTuple):
+    """A preset at its published batch size."""
+
+    title: str
+    preset: str
+    batch: int
+
+
+PARITY = Config("parity RNN128", "adaptive_parity_paper", 128)
+LOGIC = Config("logic LSTM128", "adaptive_logic_paper", 16)
+ADDITION = Config("addition LSTM512", "adaptive_addition_paper", 32)
+SORT = Config("sort LSTM512", "adaptive_sort_paper", 16)
+LARGE = Config("parity RNN2000", "adaptive_parity", 128)
+
+
+def own(model: Any, x: Tensor) -> plain.Found:
+    """This package's forward."""
+    found = model(x)
+    return found.output, found.ponder
+
+
+class Problem:
+    """A network whose samples take different numbers of substeps, and random inputs (T, B, I)."""
+
+    def __init__(self, config: Config, training: bool, **overrides: Any) -> None:
+        overrides = {"halting_bias": HALTING_BIAS, "max_steps": MAX_STEPS, **overrides}
+        self.model: Any = presets.build(config.preset, **overrides)
+        with torch.no_grad():
+            self.model.halting.weight.mul_(HALTING_SCALE)
+        shape = presets.example_inputs(config.preset, config.batch)[0].shape
+        self.inputs = 1.5 * torch.randn(shape if len(shape) == 3 else (1, *shape))
+        self.training = training
+
+    def provider(self, forward: Forward) -> Provider:
+        """Training step or inference with ``forward``."""
+        if not self.training:
+            run = torch.no_grad()(lambda: list(forward(self.model, self.inputs)))
+            return Provider(run, run)
+        step = partial(self._step, forward)
+        return Provider(step, step, lambda: forward(self.model, self.inputs))
+
+    def _step(self, forward: Forward) -> list[Tensor]:
+        self.model.zero_grad()
+        output, ponder = forward(self.model, self.inputs)
+        (output.square().mean() + 0.01 * ponder.mean()).backward()
+        return [output, ponder, *(p.grad for p in self.model.parameters())]
+
+
+def case(config: Config, training: bool, **overrides: Any) -> Case:
+    """A training step or the inference of one network."""
+    p = Problem(config, training, **overrides)
+    forwards: dict[str, Forward] = {REFERENCE: plain.usual, STRONG: plain.strong, OWN: own}
+    return Case(
+        {name: p.provider(forward) for name, forward in forwards.items()},
+        compiled=lambda: p.provider(partial(plain.usual, step=torch.compile(plain.substep))),
+        excluded=storages_of(p.model),
+    )
+
+
+def rows() -> list[Row]:
+    """Training of all networks and inference of two."""
+    aimed = Targets(reference=3)
+    return [
+        *(_row("train", config, aimed) for config in (PARITY, LOGIC, ADDITION, SORT)),
+        _row("train", LARGE),
+        *(_row("infer", config) for config in (PARITY, LOGIC)),
+    ]
+
+
+def _row(kind: str, config: Config, targets: Targets = NO_TARGETS) -> Row:
+    build = partial(case, config, kind == "train")
+    name = f"adaptive {config.title} B{config.batch}"
+    short = kind == "train" and config is LOGIC
+    return Row(kind, name, ("halting", "adaptive"), build, targets, quick=short, compiles=short)
