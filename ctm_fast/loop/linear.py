@@ -17,7 +17,8 @@ class Linear:
     Args:
         weight: (N, K), any strides, outside autograd.
         bias: (N), or None for zeros.
-        batch, ticks: how it will be used; decides whether the weight is packed.
+        batch, ticks: how it will be used; decides whether the weight is packed. torch's product, unlike the
+            kernel's, may round otherwise for another number of threads.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, batch: int, ticks: int) -> None:

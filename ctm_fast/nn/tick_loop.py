@@ -53,6 +53,10 @@ class TickLoop(nn.Module):
         synapses: a module of your own, (B, d + D) -> (B, D), the input first.
         neuron_level_models: a module of your own, (B, D, M) -> (B, D), the newest history last.
 
+    The same inputs give the same bits on every run. Another number of threads may round the last bits otherwise where
+    a product is torch's: of the keys and values, and in loops of so few ticks and samples that packing the
+    synapses' weights does not pay.
+
     ``recompute_synapses = True`` on the object keeps no synapse activations for the backward pass.
 
     >>> loop = TickLoop(d_model=64, d_input=16, memory_length=8, heads=4, n_synch=16)
