@@ -83,7 +83,6 @@ def is_lazy(model: Any) -> bool:
 @torch.compiler.disable
 def base(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation or energies) of a base CTM, or the tracked six."""
-    _check_iterations(model)
     kv = model.compute_features(x)
     clamp_decay_(model.decay_params_action, model.decay_params_out)
     states = _run(model, x.shape[0], (0,) * model.iterations, [kv], None, track)
@@ -101,9 +100,6 @@ def base(model: Any, x: Tensor, track: bool = False) -> Any:
 @torch.compiler.disable
 def sort(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation) of a sorting CTM, or the tracked six."""
-    _check_iterations(model)
-    if x.dim() != 2:
-        raise ValueError(f"{type(model).__name__}: x must have shape (B, N), got {tuple(x.shape)}")
     states = _run(model, x.shape[0], (-1,) * model.iterations, [], x.unsqueeze(0), track)
     sync_out = _output_synchronisation(model, states, torch.clamp(model.decay_params_out, 0, MAX_DECAY))
     predictions, certainties = _read_out(model, sync_out, x.dtype)
@@ -133,7 +129,6 @@ def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
 @torch.compiler.disable
 def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool = False) -> Any:
     """(synchronisation, new histories) of a CTM for reinforcement learning, and the tracked two."""
-    _check_iterations(model)
     trace, activated = hidden_states
     features = model.backbone(x)
     if hasattr(model, "kv_features"):
@@ -147,11 +142,6 @@ def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool 
     if track:
         return synchronisation, hidden, _numpy(states.pre), _numpy(states.post)
     return synchronisation, hidden
-
-
-def _check_iterations(model: Any) -> None:
-    if model.iterations < 1:
-        raise ValueError(f"{type(model).__name__}: iterations must be at least 1, got {model.iterations}")
 
 
 def _window_synchronisation(model: Any, window: Tensor) -> Tensor:
