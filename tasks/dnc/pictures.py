@@ -79,6 +79,7 @@ def _memory(panels: Panels, trace: DncTrace, words: Sequence[str] | None) -> Fig
         )
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_ylabel(name)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.colorbar(image, ax=grid[: len(panels)], pad=0.01, aspect=60)
     _gates(grid[-2], trace)
     _modes(grid[-1], trace.read_modes[:, 0].numpy())
@@ -111,7 +112,8 @@ def _links(state: ops.DncState) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     matrix = dense_links(state)[0].cpu().numpy()
-    image: Any = axes.imshow(matrix, vmin=0.0, vmax=max(float(matrix.max()), 1e-6), cmap="magma")
+    edge = len(matrix) + 0.5
+    image: Any = axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="magma", extent=(0.5, edge, edge, 0.5))
     figure.colorbar(image, ax=axes, label="link")
     axes.set(
         title="temporal links after the last step",
