@@ -146,6 +146,16 @@ def test_repeat_copy_curriculum_lets_both_grow():
     assert hardest == [(3, 2), (7, 6), (10, 10)]
 
 
+def test_repeat_copy_curriculum_may_start_with_longer_sequences():
+    task = RepeatCopy(RepeatCopyConfig(curriculum=True, curriculum_start=(14, 1), longest=12, most=6))
+    assert list(task.curriculum.levels) == list(range(6))
+    hardest = []
+    for level in (0, 1, 3, 5):
+        drawn = [task.draw_difficulty(batch_generator(0, step), level) for step in range(200)]
+        hardest.append(tuple(max(values) for values in zip(*drawn, strict=True)))
+    assert hardest == [(14, 1), (13, 2), (12, 4), (12, 6)]
+
+
 @pytest.mark.parametrize("alphabet", ["bits", "symbols"])
 def test_the_end_of_repeat_copy_is_scored(alphabet):
     task = RepeatCopy(RepeatCopyConfig(alphabet=alphabet, bits=3))

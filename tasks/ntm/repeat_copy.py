@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tasks.curriculum import Curriculum
+from tasks.errors import require
 from tasks.ntm import data
 from tasks.ntm.config import COLLIER, PAPER, QUICK, VectorConfig, model_fields, require_range
 from tasks.ntm.scores import Metrics
@@ -29,7 +30,7 @@ class RepeatCopyConfig(VectorConfig):
     most: int = 10
     """Most copies asked for; the count that the model is told is normalised over 1 to this."""
     curriculum_start: tuple[int, int] = (3, 2)
-    """Longest sequence and most copies that a curriculum starts with; each grows by one at a time."""
+    """Longest sequence and most copies that a curriculum starts with; both go to their last values by ones."""
     curriculum_end_goal: float = 0.8
     """Share of sequences whose end is said in time at which sequences grow."""
     beyond: tuple[tuple[int, int], ...] = ((10, 15), (10, 20), (20, 10))
@@ -39,7 +40,9 @@ class RepeatCopyConfig(VectorConfig):
         super().__post_init__()
         require_range(self, "shortest", "longest")
         require_range(self, "fewest", "most")
-        longest = max(length for length, _ in ((self.longest, 0), *self.beyond))
+        least = min(self.curriculum_start)
+        require(least >= 1, "curriculum_start", "be at least 1", self.curriculum_start)
+        longest = max(self.longest, self.curriculum_start[0], *(length for length, _ in self.beyond))
         self.require_slots(longest, "vector of the longest sequence")
 
 
@@ -84,15 +87,17 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
     def make_curriculum(self) -> Curriculum | None:
         c = self.config
         length, copies = c.curriculum_start
-        last = max(c.longest - length, c.most - copies, 0)
+        last = max(abs(c.longest - length), abs(c.most - copies))
         return self.rising(range(last + 1), accuracy_end=c.curriculum_end_goal)
 
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
         c = self.config
         longest, most = c.longest, c.most
         if level is not None:
-            length, copies = c.curriculum_start
-            longest, most = min(longest, length + level), min(most, copies + level)
+            longest, most = (
+                start + max(-level, min(level, last - start))
+                for start, last in zip(c.curriculum_start, (longest, most), strict=True)
+            )
         return data.between(c.shortest, longest, generator), data.between(c.fewest, most, generator)
 
     def hardest(self) -> Difficulty:
