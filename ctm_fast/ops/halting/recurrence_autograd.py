@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
 
@@ -27,6 +28,8 @@ _LIBRARY.define(
     "Tensor? dweights, Tensor recurrent, Tensor halting, Tensor states, "
     f"{_KEPT}) -> ({', '.join(['Tensor'] * 7)})"
 )
+
+SUBSTEPS = 2  # that a timestep takes at least, unless it is limited to one
 
 
 class _Rows:
@@ -74,11 +77,11 @@ class _Forward:
         fixed = [mask, inputs, *unit, self.states[0], self.states[1] if self.lstm else None]
         self.kept = [*fixed, total, self.ponder, self.steps]
         self.addresses = tuple(_address(x) for x in self.kept)
-        self.rows = _Rows(inputs, 2 * steps * batch + batch, self.width, gates if self.lstm else 0)
+        self.rows = _Rows(inputs, SUBSTEPS * steps * batch + batch, self.width, gates if self.lstm else 0)
         self.sizes, self.code = (batch, self.width, self.lstm), CODES[inputs.dtype]
         self.spans: list[tuple[int, int, int]] = []
 
-    def timestep(self, t: int, start: int, recurrent: Tensor, threshold: float, max_steps: int) -> int:
+    def timestep(self, t: int, start: int, recurrent: Linear, threshold: float, max_steps: int) -> int:
         """All substeps of timestep ``t``, their rows from ``start`` on; the first row behind them."""
         rows, native, on = self.rows, kernels(), threads()
         rows.reserve(start + self.sizes[0])
@@ -91,7 +94,7 @@ class _Forward:
             rows.reserve(start + 2 * count)
             previous, product = rows.buffers[0], rows.buffers[3 if self.lstm else 1]
             end = start + count
-            torch.mm(previous[start:end], recurrent, out=product[start:end])
+            recurrent(previous[start:end], product[start:end])
             span, arguments = (t, start, count), (*self.addresses, *rows.addresses)
             self.spans.append(span)
             count = native.halting_substep(
@@ -107,9 +110,10 @@ def _forward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     unit = [x.contiguous() for x in (flag, halting, bias)]
     run = _Forward(inputs.contiguous(), hidden, cell, unit, None if mask is None else mask.contiguous())
-    transposed, end = recurrent.contiguous().t(), 0
-    for t in range(inputs.shape[0]):
-        end = run.timestep(t, end if keep else 0, transposed, 1 - epsilon, max_steps)
+    steps, batch, _ = inputs.shape
+    product, end = Linear(recurrent, None, batch, SUBSTEPS * steps), 0
+    for t in range(steps):
+        end = run.timestep(t, end if keep else 0, product, 1 - epsilon, max_steps)
     end, spans = (end, run.spans) if keep else (0, [])
     states = run.states[1] if run.lstm else inputs.new_empty(0)
     rows = [x[:end] for x in run.rows.buffers]
@@ -143,7 +147,7 @@ class _Backward:
         fixed = [None, None, None, halting, None, None, states, None, None, None]
         self.forward = tuple(_address(x) for x in (*fixed, *kept[:9]))
 
-    def timestep(self, spans: list[tuple[int, int, int]], recurrent: Tensor) -> None:
+    def timestep(self, spans: list[tuple[int, int, int]], recurrent: Linear) -> None:
         """All substeps of a timestep, last one first; leaves the gradient of the state before it."""
         hidden, cell, cell_before = self.next
         for t, start, count in reversed(spans):
@@ -152,7 +156,7 @@ class _Backward:
             kernels().halting_substep_backward(
                 self.code, self.sizes, (t, start, count), self.forward, addresses, threads()
             )
-            torch.mm(self.gates[start : start + count], recurrent, out=hidden[:count])
+            recurrent(self.gates[start : start + count], hidden[:count])
             cell, cell_before = cell_before, cell
         if spans:
             _, start, count = spans[0]
@@ -167,14 +171,15 @@ def _backward(
     recurrent: Tensor, halting: Tensor, states: Tensor, *kept: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     grads = [None if g is None else g.contiguous() for g in (dhidden, dcell, dponder, drows, dweights)]
-    halting, recurrent = halting.contiguous(), recurrent.contiguous()
+    halting = halting.contiguous()
+    product = Linear(recurrent.t(), None, dhidden.shape[1], SUBSTEPS * len(dhidden))
     run = _Backward(grads, halting, states, list(kept), tuple(dhidden.shape))
     spans: list[list[tuple[int, int, int]]] = [[] for _ in dhidden]
     for t, start, count in kept[9].tolist():
         spans[t].append((t, start, count))
     for t in reversed(range(len(spans))):
         run.hidden += dhidden[t]
-        run.timestep(spans[t], recurrent)
+        run.timestep(spans[t], product)
     previous, rows, parents = kept[0], kept[1], kept[7]
     first = (parents < 0).to(rows.dtype)
     dgates, dlogits = run.gates, run.logits
@@ -183,7 +188,7 @@ def _backward(
         run.hidden,
         dhidden.new_empty(0) if run.cell is None else run.cell,
         torch.mv(dgates.t(), first),
-        torch.mm(dgates.t(), previous),
+        outer(dgates, previous),
         torch.mv(rows.t(), dlogits),
         dlogits.sum().view(1),
     )
