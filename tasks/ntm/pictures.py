@@ -21,7 +21,7 @@ from tasks.task import Batch
 
 Slots = NDArray[np.integer]
 
-USED = 0.5
+USED = 0.3
 """A slot counts as used if a head ever stands on it with at least this weight."""
 MARGIN = 2
 """Unused slots that are drawn around the used ones."""
