@@ -50,7 +50,7 @@ PRESETS: dict[str, CopyConfig] = {
     "quick": CopyConfig(
         controller_size=64,
         slots=24,
-        slots_beyond=64,
+        slots_beyond=128,
         width=16,
         batch_size=16,
         batch_size_test=64,
@@ -60,6 +60,7 @@ PRESETS: dict[str, CopyConfig] = {
         gradient_clipping=1.0,
         curriculum_start=2,
         training_iterations=2000,
+        beyond=(30, 50, 100),
         track_every=250,
         save_every=250,
         log_every=20,
