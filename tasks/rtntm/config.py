@@ -189,15 +189,16 @@ _ADD = AddConfig(
     entropy=0.001,
     lr=3e-4,
 )
-_QUICK: dict[str, Any] = {"d_model": 64, "eps": 1e-2, "lr": 1e-3, "warmup_steps": 200, "threads": 1}
+_QUICK: dict[str, Any] = {"d_model": 64, "eps": 1e-2, "warmup_steps": 200, "threads": 1}
 COPY_PRESETS: dict[str, CopyConfig] = {
-    "quick": replace(_COPY, **_QUICK, start=5, rise=5, training_iterations=2000),
+    "quick": replace(_COPY, **_QUICK, lr=2e-3, start=5, rise=5, training_iterations=1200),
     "published": _COPY,
 }
 ADD_PRESETS: dict[str, AddConfig] = {
     "quick": replace(
         _ADD,
         **_QUICK,
+        lr=1e-3,
         heads=8,
         slots=32,
         window=2,
