@@ -191,7 +191,7 @@ _ADD = AddConfig(
 )
 _QUICK: dict[str, Any] = {"d_model": 64, "eps": 1e-2, "warmup_steps": 200, "threads": 1}
 COPY_PRESETS: dict[str, CopyConfig] = {
-    "quick": replace(_COPY, **_QUICK, lr=2e-3, start=5, rise=5, training_iterations=1200),
+    "quick": replace(_COPY, **_QUICK, lr=2e-3, start=5, rise=5, training_iterations=1000),
     "published": _COPY,
 }
 ADD_PRESETS: dict[str, AddConfig] = {
