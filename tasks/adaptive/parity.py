@@ -91,19 +91,23 @@ def _paper() -> ParityConfig:
 def _quick() -> ParityConfig:
     return replace(
         _paper(),
+        cell="lstm",
         values=16,
         most_nonzeros=16,
-        input_scale=8.0,
+        input_scale=4.0,
         batch_size=256,
-        lr=2e-3,
+        lr=3e-3,
         scheduler_type="cosine",
+        warmup_steps=100,
+        gradient_clipping=1.0,
         time_penalty=0.002,
         max_steps=20,
-        curriculum_goal=0.85,
-        training_iterations=6000,
+        curriculum_goal=0.9,
+        training_iterations=3000,
         threads=1,
-        track_every=500,
-        save_every=500,
+        log_every=50,
+        track_every=250,
+        save_every=250,
     )
 
 
