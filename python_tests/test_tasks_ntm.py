@@ -167,6 +167,26 @@ def test_the_end_of_repeat_copy_is_scored(alphabet):
     assert task.answer_loss(logits, targets)[1]["accuracy_end"].tolist() == [0.0, 1.0]
 
 
+def test_beside_the_end_of_repeat_copy_no_vector_is_asked_for():
+    task = RepeatCopy(RepeatCopyConfig(bits=3, end_weight=0.5))
+    _, targets = task.make((2, 2), 2, batch_generator(0, 0))
+    logits = (20 * targets - 10).requires_grad_()
+    logits.data[-1, :, :3] = 10
+    loss, metrics = task.answer_loss(logits, targets)
+    assert metrics["accuracy_sequence"].tolist() == [1.0, 1.0]
+    loss.backward()
+    assert not logits.grad[-1, :, :3].any()
+    assert logits.grad[-1, :, 3].all()
+
+
+def test_the_weight_of_the_end_of_repeat_copy():
+    whole, half = (RepeatCopy(RepeatCopyConfig(bits=3, end_weight=weight)) for weight in (1.0, 0.5))
+    _, targets = whole.make((2, 2), 2, batch_generator(0, 0))
+    logits = torch.zeros_like(targets)
+    losses = [task.answer_loss(logits, targets)[0].item() for task in (whole, half)]
+    assert losses[0] - losses[1] == pytest.approx(0.5 * torch.tensor(2.0).log().item() / 4)
+
+
 def test_ngrams_are_scored_beside_the_optimum():
     task = Ngrams(NgramsConfig(length=50))
     _, targets, best = task.make((50,), 4, batch_generator(0, 0))
@@ -210,6 +230,11 @@ def test_used_slots(used, expected):
         (lambda: CopyConfig(alphabet="symbols", bits=1), "bits must be at least 2, got 1"),
         (lambda: CopyConfig(clip=-1.0), "clip must be positive or None, got -1.0"),
         (lambda: RecallConfig(fewest=1), "fewest must be at least 2, for one must come after another, got 1"),
+        (lambda: RepeatCopyConfig(end_weight=0.0), "end_weight must be positive, got 0.0"),
+        (
+            lambda: RepeatCopyConfig(curriculum_start=(0, 1)),
+            "curriculum_start must be at least 1, got (0, 1)",
+        ),
         (lambda: NgramsConfig(length=5), "length must be at least 6, got 5"),
         (lambda: PrioritySortConfig(kept=21), "kept must lie between 1 and given=20, got 21"),
     ],

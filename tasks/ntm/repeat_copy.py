@@ -10,11 +10,14 @@ from torch import Tensor
 
 from tasks.curriculum import Curriculum
 from tasks.errors import require
-from tasks.ntm import data
+from tasks.ntm import data, scores
 from tasks.ntm.config import COLLIER, PAPER, QUICK, VectorConfig, model_fields, require_range
 from tasks.ntm.scores import Metrics
 from tasks.ntm.task import Difficulty, VectorTask
 from tasks.task import Batch
+
+SILENT = -20.0
+"""Logit of a bit that is not asked for, where the target is 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class RepeatCopyConfig(VectorConfig):
     """Longest sequence and most copies that a curriculum starts with; both go to their last values by ones."""
     curriculum_end_goal: float = 0.8
     """Share of sequences whose end is said in time at which sequences grow."""
+    end_weight: float = 1.0
+    """Weight of the end in the loss, bits only; small, and the controller does not count before it copies."""
     beyond: tuple[tuple[int, int], ...] = ((10, 15), (10, 20), (20, 10))
     """Pairs of length and copies that evaluate also tries."""
 
@@ -40,6 +45,7 @@ class RepeatCopyConfig(VectorConfig):
         super().__post_init__()
         require_range(self, "shortest", "longest")
         require_range(self, "fewest", "most")
+        require(self.end_weight > 0, "end_weight", "be positive", self.end_weight)
         least = min(self.curriculum_start)
         require(least >= 1, "curriculum_start", "be at least 1", self.curriculum_start)
         longest = max(self.longest, self.curriculum_start[0], *(length for length, _ in self.beyond))
@@ -112,11 +118,17 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
         return {f"length_{length}_copies_{copies}": (length, copies) for length, copies in self.config.beyond}
 
     def answer_loss(self, logits: Tensor, targets: Tensor, *others: Tensor) -> tuple[Tensor, Metrics]:
-        loss, metrics = super().answer_loss(logits, targets)
         end = self.config.bits
         if self.config.alphabet == "symbols":
+            loss, metrics = super().answer_loss(logits, targets)
             said = logits.argmax(-1) == end
         else:
+            silent = torch.full_like(logits[-1:, :, :end], SILENT)  # beside the end no vector is asked for
+            last = torch.cat((silent, logits[-1:, :, end:]), 2)
+            logits = torch.cat((logits[:-1], last))
+            weights = logits.new_ones(end + 1)
+            weights[end] = self.config.end_weight
+            loss, metrics = scores.bits(logits, targets, weights)
             said = logits[..., end] > 0
         in_time = (said == (targets[..., end] > 0.5)).all(0)
         return loss, {**metrics, "accuracy_end": in_time.float()}

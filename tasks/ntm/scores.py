@@ -18,16 +18,18 @@ def in_bits(nats: Tensor) -> Tensor:
     return nats / math.log(2)
 
 
-def bits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Metrics]:
-    """Cross entropy of independent bits: ``logits`` and ``targets`` (A, B, O).
+def bits(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Metrics]:
+    """Cross entropy of independent bits: ``logits`` and ``targets`` (A, B, O), perhaps ``weights`` (O).
 
     Returns:
-        mean cross entropy per bit in nats, and by sequence: its sum over the answer in bits (the unit of arXiv
-        1410.5401), the share of bits that are right, and whether all are.
+        mean of the cross entropies of all bits, in nats, times their output's weight; and by sequence: the
+        plain sum over the answer in bits (the unit of arXiv 1410.5401), the share of bits that are right, and
+        whether all are.
     """
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     right = ((logits > 0) == (targets > 0.5)).float()
-    return losses.mean(), {
+    loss = losses if weights is None else losses * weights
+    return loss.mean(), {
         "bits_per_sequence": in_bits(losses.sum((0, 2))),
         "accuracy": right.mean((0, 2)),
         "accuracy_sequence": right.amin((0, 2)),
