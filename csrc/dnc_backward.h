@@ -12,7 +12,7 @@ template <class T, class Links>
 class Backward : Machine<T, Links> {
   using Base = Machine<T, Links>;
   using State = typename Base::State;
-  using Base::n_, Base::pad_, Base::parts_, Base::allocation_, Base::links_;
+  using Base::n_, Base::pad_, Base::plane_, Base::parts_, Base::allocation_, Base::links_;
 
  public:
   Backward(const DncSizes& n, const DncOptions& options, Arena<T>& arena)
@@ -79,25 +79,25 @@ class Backward : Machine<T, Links> {
   const T* raw(int64_t t) const { return place_.at(in_->interface, n_.interface(), t); }
   void replay(const State& from, int64_t t, const State& to) const {
     parts_.read(raw(t));
-    read_padded(n_.slots, place_.at(saved_->write, n_.slots, t), write_);
+    pad(1, n_.slots, place_.at(saved_->write, n_.slots, t), write_);
     this->advance(from, write_, to);
   }
 
   void begin(const DncOutputs<const T>& g) const {
-    slots_to_lanes(n_.slots, n_.width, place_.at(g.memory, n_.slots * n_.width), d_.memory);
-    read_padded(n_.slots, place_.at(g.precedence, n_.slots), d_.precedence);
+    slots_to_lanes(plane_, place_.at(g.memory, n_.slots * n_.width), d_.memory);
+    pad(1, n_.slots, place_.at(g.precedence, n_.slots), d_.precedence);
     links_.read(place_.at(g.link, n_.slots * n_.links), nullptr, d_.rows);
     clear(dusage_, pad_);
     clear(dwrite_, pad_);
     clear(dread_, n_.heads * pad_);
   }
   void finish(const DncGradients<T>& out) const {
-    lanes_to_slots(n_.slots, n_.width, d_.memory, place_.at(out.memory, n_.slots * n_.width));
+    lanes_to_slots(plane_, d_.memory, place_.at(out.memory, n_.slots * n_.width));
     copy(n_.slots, d_.precedence, place_.at(out.precedence, n_.slots));
     links_.write(d_.rows, place_.at(out.link, n_.slots * n_.links), nullptr);
     copy(n_.slots, dusage_, place_.at(out.usage, n_.slots));
     copy(n_.slots, dwrite_, place_.at(out.write, n_.slots));
-    this->write_heads(dread_, place_.at(out.read, n_.heads * n_.slots));
+    unpad(n_.heads, n_.slots, dread_, place_.at(out.read, n_.heads * n_.slots));
   }
 
   // Turns the gradients of what follows step t into those of what goes before it; writes d, that of the
@@ -120,14 +120,13 @@ class Backward : Machine<T, Links> {
 
   void load_weightings(int64_t t) const {
     const int64_t slots = n_.slots, heads = n_.heads * slots;
-    read_padded(slots, place_.at(saved_->usage, slots, t), usage_);
-    read_padded(slots, place_.at(saved_->write, slots, t), write_);
-    this->read_heads(place_.at(saved_->read, heads, t), read_);
-    read_padded(slots, t ? place_.at(saved_->usage, slots, t - 1) : place_.at(in_->usage, slots),
-                usage_before_);
-    read_padded(slots, t ? place_.at(saved_->write, slots, t - 1) : place_.at(in_->write, slots),
-                write_before_);
-    this->read_heads(t ? place_.at(saved_->read, heads, t - 1) : place_.at(in_->read, heads), read_before_);
+    pad(1, slots, place_.at(saved_->usage, slots, t), usage_);
+    pad(1, slots, place_.at(saved_->write, slots, t), write_);
+    pad(n_.heads, n_.slots, place_.at(saved_->read, heads, t), read_);
+    pad(1, slots, t ? place_.at(saved_->usage, slots, t - 1) : place_.at(in_->usage, slots), usage_before_);
+    pad(1, slots, t ? place_.at(saved_->write, slots, t - 1) : place_.at(in_->write, slots), write_before_);
+    pad(n_.heads, n_.slots, t ? place_.at(saved_->read, heads, t - 1) : place_.at(in_->read, heads),
+        read_before_);
   }
 
   // reads[h] = read[h] . memory
@@ -164,7 +163,8 @@ class Backward : Machine<T, Links> {
       for (int64_t v = 0; v < pad_; v += lanes<T>)
         store(dread_ + h * pad_ + v, forward[h] * load(column + v) + backward[h] * load(along + v));
     }
-    const T keep = T(1) - total(pad_, write_), lost = dot(pad_, d_.precedence, before.precedence);
+    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); }),
+            lost = dot(pad_, d_.precedence, before.precedence);
     for (int64_t v = 0; v < pad_; v += lanes<T>) {
       const Vec<T> g = load(d_.precedence + v);
       store(dwrite_ + v, load(dwrite_ + v) + (g - lost));
@@ -175,7 +175,7 @@ class Backward : Machine<T, Links> {
 
   // memory = memory_before (1 - write erase) + write write_vector
   void written(const State& before, T* d) const {
-    products(pad_, n_.width, write_, d_.memory, d + parts_.at().write_vector);
+    reduce(plane_, write_, d_.memory, T(0), d + parts_.at().write_vector);
     for (int64_t w = 0; w < n_.width; ++w) {
       const T erase = parts_.erase()[w], vector = parts_.write_vector()[w];
       const T* old = before.memory + w * pad_;

@@ -50,7 +50,7 @@ class LinkUpdate {
  public:
   LinkUpdate(const DncSizes& n, Arena<T>& arena)
       : n_(n),
-        pad_(padded<T>(n.slots)),
+        pad_(whole<T>(n.slots)),
         links_(n.slots, n.links, arena),
         before_(links_.take(arena)),
         after_(links_.take(arena)),
@@ -71,9 +71,9 @@ class LinkUpdate {
     const int64_t links = n_.slots * n_.links;
     links_.write(after_, place.at(out.link, links), n_.sparse ? place.at(columns, links) : nullptr);
     links_.follow(after_, {n_.heads, read_}, forward_, backward_);
-    write_heads(forward_, place.at(out.forward, n_.heads * n_.slots));
-    write_heads(backward_, place.at(out.backward, n_.heads * n_.slots));
-    const T keep = T(1) - total(pad_, write_);
+    unpad(n_.heads, n_.slots, forward_, place.at(out.forward, n_.heads * n_.slots));
+    unpad(n_.heads, n_.slots, backward_, place.at(out.backward, n_.heads * n_.slots));
+    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); });
     T* precedence = place.at(out.precedence, n_.slots);
     for (int64_t i = 0; i < n_.slots; ++i) precedence[i] = keep * precedence_[i] + write_[i];
   }
@@ -83,15 +83,15 @@ class LinkUpdate {
     read(in, place);
     const int64_t heads = n_.heads * n_.slots;
     links_.read(place.at(g.link, n_.slots * n_.links), nullptr, d_);
-    read_heads(place.at(g.forward, heads), forward_);
-    read_heads(place.at(g.backward, heads), backward_);
+    pad(n_.heads, n_.slots, place.at(g.forward, heads), forward_);
+    pad(n_.heads, n_.slots, place.at(g.backward, heads), backward_);
     std::fill_n(ones_, n_.heads, T(1));
     links_.retrace(after_, {n_.heads, read_}, {forward_, ones_, backward_, ones_}, d_, columns_, along_);
     add(n_.heads * pad_, along_, columns_);
-    write_heads(columns_, place.at(out.read, heads));
+    unpad(n_.heads, n_.slots, columns_, place.at(out.read, heads));
 
     const T* dprecedence = place.at(g.precedence, n_.slots);
-    const T keep = T(1) - total(pad_, write_);
+    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); });
     T lost = 0;
     for (int64_t i = 0; i < n_.slots; ++i) lost += dprecedence[i] * precedence_[i];
     for (int64_t i = 0; i < n_.slots; ++i) dwrite_[i] = dprecedence[i] - lost;
@@ -108,16 +108,10 @@ class LinkUpdate {
   void read(const DncInputs<T>& in, Place place) const {
     const int64_t links = n_.slots * n_.links;
     links_.read(place.at(in.link, links), n_.sparse ? place.at(in.columns, links) : nullptr, before_);
-    read_padded(n_.slots, place.at(in.precedence, n_.slots), precedence_);
-    read_padded(n_.slots, place.at(in.write, n_.slots), write_);
-    read_heads(place.at(in.read, n_.heads * n_.slots), read_);
+    pad(1, n_.slots, place.at(in.precedence, n_.slots), precedence_);
+    pad(1, n_.slots, place.at(in.write, n_.slots), write_);
+    pad(n_.heads, n_.slots, place.at(in.read, n_.heads * n_.slots), read_);
     links_.advance(before_, write_, precedence_, after_);
-  }
-  void read_heads(const T* from, T* to) const {
-    for (int64_t h = 0; h < n_.heads; ++h) read_padded(n_.slots, from + h * n_.slots, to + h * pad_);
-  }
-  void write_heads(const T* from, T* to) const {
-    for (int64_t h = 0; h < n_.heads; ++h) copy(n_.slots, from + h * pad_, to + h * n_.slots);
   }
 
   const DncSizes& n_;

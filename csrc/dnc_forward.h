@@ -8,7 +8,7 @@ namespace ctm::CTM_LEVEL {
 template <class T, class Links>
 class Forward : Machine<T, Links> {
   using Base = Machine<T, Links>;
-  using Base::n_, Base::pad_, Base::parts_, Base::allocation_, Base::links_;
+  using Base::n_, Base::pad_, Base::plane_, Base::parts_, Base::allocation_, Base::links_;
 
  public:
   Forward(const DncSizes& n, const DncOptions& options, Arena<T>& arena)
@@ -24,9 +24,9 @@ class Forward : Machine<T, Links> {
 
   void run(const DncInputs<T>& in, const DncOutputs<T>& out, int64_t* columns, Place place) const {
     this->Base::read(in, place, state_);
-    read_padded(n_.slots, place.at(in.usage, n_.slots), usage_);
-    read_padded(n_.slots, place.at(in.write, n_.slots), write_);
-    this->read_heads(place.at(in.read, n_.heads * n_.slots), read_);
+    pad(1, n_.slots, place.at(in.usage, n_.slots), usage_);
+    pad(1, n_.slots, place.at(in.write, n_.slots), write_);
+    pad(n_.heads, n_.slots, place.at(in.read, n_.heads * n_.slots), read_);
     for (int64_t t = 0; t < n_.steps; ++t) {
       parts_.read(place.at(in.interface, n_.interface(), t));
       update_usage();
@@ -35,12 +35,12 @@ class Forward : Machine<T, Links> {
       choose_reads();
       copy(n_.slots, usage_, place.at(out.usage, n_.slots, t));
       copy(n_.slots, write_, place.at(out.write, n_.slots, t));
-      this->write_heads(read_, place.at(out.read, n_.heads * n_.slots, t));
+      unpad(n_.heads, n_.slots, read_, place.at(out.read, n_.heads * n_.slots, t));
       T* reads = place.at(out.reads, n_.heads * n_.width, t);
       for (int64_t h = 0; h < n_.heads; ++h)
-        products(pad_, n_.width, read_ + h * pad_, state_.memory, reads + h * n_.width);
+        reduce(plane_, read_ + h * pad_, state_.memory, T(0), reads + h * n_.width);
     }
-    lanes_to_slots(n_.slots, n_.width, state_.memory, place.at(out.memory, n_.slots * n_.width));
+    lanes_to_slots(plane_, state_.memory, place.at(out.memory, n_.slots * n_.width));
     copy(n_.slots, state_.precedence, place.at(out.precedence, n_.slots));
     const int64_t links = n_.slots * n_.links;
     links_.write(state_.rows, place.at(out.link, links), n_.sparse ? place.at(columns, links) : nullptr);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "dnc.h"
-#include "slots.h"
+#include "dnc_slots.h"
 
 namespace ctm::CTM_LEVEL {
 

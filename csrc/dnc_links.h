@@ -1,9 +1,9 @@
-// Dense temporal links of one sample: N rows of padded(N), link[i][j] how far slot i was written after j.
+// Dense temporal links of one sample: N rows of P, link[i][j] how far slot i was written after j.
 //
 //   new[i][j] = (1 - w[i] - w[j]) old[i][j] + w[i] p[j], new[i][i] = 0
 #pragma once
 
-#include "slots.h"
+#include "dnc_slots.h"
 
 namespace ctm::CTM_LEVEL {
 
@@ -26,26 +26,26 @@ class DenseLinks {
  public:
   using Rows = T*;
 
-  DenseLinks(int64_t slots, int64_t, Arena<T>&) : slots_(slots), pad_(padded<T>(slots)) {}
+  DenseLinks(int64_t slots, int64_t, Arena<T>&) : slots_(slots), pad_(whole<T>(slots)) {}
   Rows take(Arena<T>& arena) const { return arena.take(slots_ * pad_); }
 
   void read(const T* link, const int64_t*, Rows rows) const {
-    for (int64_t i = 0; i < slots_; ++i) read_padded(slots_, link + i * slots_, rows + i * pad_);
+    if (pad_ == slots_) return copy(slots_ * slots_, link, rows);
+    pad(slots_, slots_, link, rows);
   }
   void write(Rows rows, T* link, int64_t*) const {
-    for (int64_t i = 0; i < slots_; ++i) copy(slots_, rows + i * pad_, link + i * slots_);
+    if (pad_ == slots_) return copy(slots_ * slots_, rows, link);
+    unpad(slots_, slots_, rows, link);
   }
 
   // `to` may be `from`.
   void advance(Rows from, const T* w, const T* p, Rows to) const {
-    for (int64_t i = 0; i < slots_; ++i) {
+    const int64_t P = pad_;
+    for (int64_t i = 0; i < slots_; ++i, from += P, to += P) {
       const T own = w[i], keep = T(1) - own;
-      for (int64_t v = 0; v < pad_; v += V) {
-        const Vec<T> old = load(from + i * pad_ + v);
-        store(to + i * pad_ + v, (keep - load(w + v)) * old + own * load(p + v));
-      }
-      to[i * pad_ + i] = 0;
-      clear(to + i * pad_ + slots_, pad_ - slots_);
+      for (int64_t v = 0; v < P; v += V)
+        store(to + v, (keep - load(w + v)) * load(from + v) + own * load(p + v));
+      clear_own(i, to);
     }
   }
 
@@ -84,73 +84,88 @@ class DenseLinks {
  private:
   static constexpr int V = lanes<T>;
 
+  // A row's own slot, and what lies beyond the last one.
+  CTM_INLINE void clear_own(int64_t i, T* row) const {
+    row[i] = 0;
+    for (int64_t n = slots_; n < pad_; ++n) row[n] = 0;
+  }
+
   template <int ROWS, int H>
   CTM_INLINE void follow_block(const T* rows, int64_t i, const T* read, T* forward, T* backward) const {
+    const int64_t P = pad_;
     Vec<T> sum[H][ROWS] = {};
-    for (int64_t v = 0; v < pad_; v += V) {
+    T own[H][ROWS];
+    for (int h = 0; h < H; ++h)
+      for (int r = 0; r < ROWS; ++r) own[h][r] = read[h * P + i + r];
+    for (int64_t v = 0; v < P; v += V) {
       Vec<T> row[ROWS];
-      CTM_UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * pad_ + v);
+      CTM_UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * P + v);
       CTM_UNROLL for (int h = 0; h < H; ++h) {
-        const T* own = read + h * pad_;
-        const Vec<T> x = load(own + v);
-        Vec<T> y = load(backward + h * pad_ + v);
+        const Vec<T> x = load(read + h * P + v);
+        Vec<T> y = load(backward + h * P + v);
         CTM_UNROLL for (int r = 0; r < ROWS; ++r) {
           sum[h][r] += row[r] * x;
-          y += row[r] * own[i + r];
+          y += row[r] * own[h][r];
         }
-        store(backward + h * pad_ + v, y);
+        store(backward + h * P + v, y);
       }
     }
-    for (int h = 0; h < H; ++h) sums<T, ROWS>(sum[h], forward + h * pad_ + i);
+    for (int h = 0; h < H; ++h) sums<T, ROWS>(sum[h], forward + h * P + i);
   }
 
   template <int ROWS, int H>
   CTM_INLINE void retrace_block(Rows all, int64_t i, int64_t head, const T* all_reads, const Followed<T>& g,
                                 Rows all_d, T* all_columns, T* all_along) const {
-    const T *rows = all + i * pad_, *read = all_reads + head * pad_, *forward = g.forward + head * pad_,
-            *backward = g.backward + head * pad_;
-    T *drows = all_d + i * pad_, *columns = all_columns + head * pad_, *along = all_along + head * pad_;
+    const int64_t P = pad_;
+    const T *rows = all + i * P, *read = all_reads + head * P, *forward = g.forward + head * P,
+            *backward = g.backward + head * P;
+    T *drows = all_d + i * P, *columns = all_columns + head * P, *along = all_along + head * P;
     Vec<T> sum[H][ROWS] = {};
-    for (int64_t v = 0; v < pad_; v += V) {
-      Vec<T> row[ROWS], d[ROWS];
-      CTM_UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * pad_ + v);
-      CTM_UNROLL for (int r = 0; r < ROWS; ++r) d[r] = load(drows + r * pad_ + v);
-      CTM_UNROLL for (int h = 0; h < H; ++h) {
-        const Vec<T> reached = load(backward + h * pad_ + v);
-        const Vec<T> x = load(read + h * pad_ + v) * g.forward_scale[head + h];
-        const Vec<T> y = reached * g.backward_scale[head + h];
-        Vec<T> column = load(columns + h * pad_ + v);
-        CTM_UNROLL for (int r = 0; r < ROWS; ++r) {
-          const T at = forward[h * pad_ + i + r];
-          d[r] += at * x + read[h * pad_ + i + r] * y;
-          sum[h][r] += row[r] * reached;
-          column += row[r] * at;
-        }
-        store(columns + h * pad_ + v, column);
-      }
-      CTM_UNROLL for (int r = 0; r < ROWS; ++r) store(drows + r * pad_ + v, d[r]);
+    T own[H][ROWS], at[H][ROWS], scale[H][2];
+    for (int h = 0; h < H; ++h) {
+      for (int r = 0; r < ROWS; ++r) own[h][r] = read[h * P + i + r], at[h][r] = forward[h * P + i + r];
+      scale[h][0] = g.forward_scale[head + h], scale[h][1] = g.backward_scale[head + h];
     }
-    for (int h = 0; h < H; ++h) sums<T, ROWS>(sum[h], along + h * pad_ + i);
+    for (int64_t v = 0; v < P; v += V) {
+      Vec<T> row[ROWS], d[ROWS];
+      CTM_UNROLL for (int r = 0; r < ROWS; ++r) row[r] = load(rows + r * P + v);
+      CTM_UNROLL for (int r = 0; r < ROWS; ++r) d[r] = load(drows + r * P + v);
+      CTM_UNROLL for (int h = 0; h < H; ++h) {
+        const Vec<T> reached = load(backward + h * P + v);
+        const Vec<T> x = load(read + h * P + v) * scale[h][0], y = reached * scale[h][1];
+        Vec<T> column = load(columns + h * P + v);
+        CTM_UNROLL for (int r = 0; r < ROWS; ++r) {
+          d[r] += at[h][r] * x + own[h][r] * y;
+          sum[h][r] += row[r] * reached;
+          column += row[r] * at[h][r];
+        }
+        store(columns + h * P + v, column);
+      }
+      CTM_UNROLL for (int r = 0; r < ROWS; ++r) store(drows + r * P + v, d[r]);
+    }
+    for (int h = 0; h < H; ++h) sums<T, ROWS>(sum[h], along + h * P + i);
   }
 
   template <int ROWS>
   CTM_INLINE void recede_block(const T* rows, int64_t i, const T* w, const T* p, T* drows, T* dw,
                                T* dp) const {
+    const int64_t P = pad_;
     Vec<T> made[ROWS] = {}, lost[ROWS] = {};
+    T own[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      drows[r * pad_ + i + r] = 0;
-      clear(drows + r * pad_ + slots_, pad_ - slots_);
+      own[r] = w[i + r];
+      clear_own(i + r, drows + r * P);
     }
-    for (int64_t v = 0; v < pad_; v += V) {
+    for (int64_t v = 0; v < P; v += V) {
       const Vec<T> other = load(w + v), last = load(p + v);
       Vec<T> column = load(dw + v), latest = load(dp + v);
       CTM_UNROLL for (int r = 0; r < ROWS; ++r) {
-        const Vec<T> d = load(drows + r * pad_ + v), old = d * load(rows + r * pad_ + v);
+        const Vec<T> d = load(drows + r * P + v), old = d * load(rows + r * P + v);
         made[r] += d * last;
         lost[r] += old;
         column -= old;
-        latest += d * w[i + r];
-        store(drows + r * pad_ + v, d * ((T(1) - w[i + r]) - other));
+        latest += d * own[r];
+        store(drows + r * P + v, d * ((T(1) - own[r]) - other));
       }
       store(dw + v, column);
       store(dp + v, latest);

@@ -50,30 +50,30 @@ class SparseLinks {
   }
 
   void follow(Rows rows, const Heads<T>& heads, T* forward, T* backward) const {
-    const int64_t pad = padded<T>(slots_);
-    clear(forward, heads.count * pad);
-    clear(backward, heads.count * pad);
+    const int64_t P = whole<T>(slots_);
+    clear(forward, heads.count * P);
+    clear(backward, heads.count * P);
     for (int64_t h = 0; h < heads.count; ++h) {
-      const T* read = heads.read + h * pad;
+      const T* read = heads.read + h * P;
       for (int64_t i = 0; i < slots_; ++i) {
         const Rows at = row(rows, i);
         T sum = 0;
         for (int64_t k = 0; k < links_; ++k) {
           sum += at.values[k] * read[at.columns[k]];
-          backward[h * pad + at.columns[k]] += at.values[k] * read[i];
+          backward[h * P + at.columns[k]] += at.values[k] * read[i];
         }
-        forward[h * pad + i] = sum;
+        forward[h * P + i] = sum;
       }
     }
   }
 
   void retrace(Rows rows, const Heads<T>& heads, const Followed<T>& g, Rows drows, T* columns,
                T* along) const {
-    const int64_t pad = padded<T>(slots_);
-    clear(columns, heads.count * pad);
-    clear(along, heads.count * pad);
+    const int64_t P = whole<T>(slots_);
+    clear(columns, heads.count * P);
+    clear(along, heads.count * P);
     for (int64_t h = 0; h < heads.count; ++h) {
-      const T *read = heads.read + h * pad, *forward = g.forward + h * pad, *backward = g.backward + h * pad;
+      const T *read = heads.read + h * P, *forward = g.forward + h * P, *backward = g.backward + h * P;
       for (int64_t i = 0; i < slots_; ++i) {
         const Rows at = row(rows, i), d = row(drows, i);
         const T x = g.forward_scale[h] * forward[i], y = g.backward_scale[h] * read[i];
@@ -82,9 +82,9 @@ class SparseLinks {
           const int64_t j = at.columns[k];
           d.values[k] += x * read[j] + y * backward[j];
           sum += at.values[k] * backward[j];
-          columns[h * pad + j] += at.values[k] * forward[i];
+          columns[h * P + j] += at.values[k] * forward[i];
         }
-        along[h * pad + i] = sum;
+        along[h * P + i] = sum;
       }
     }
   }

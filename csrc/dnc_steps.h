@@ -12,7 +12,7 @@ namespace ctm::CTM_LEVEL {
 // What a step leaves behind and the next one changes, of one sample.
 template <class T, class Rows>
 struct Slots {
-  T *memory, *norms;  // W vectors over the slots, their norms
+  T *memory, *norms;  // (W, P), (P)
   T* precedence;
   Rows rows;
 };
@@ -33,7 +33,8 @@ class Machine {
 
   Machine(const DncSizes& n, const DncOptions& options, Arena<T>& arena)
       : n_(n),
-        pad_(padded<T>(n.slots)),
+        plane_{n.slots, n.width, whole<T>(n.slots)},
+        pad_(plane_.padded),
         eps_(static_cast<T>(options.eps)),
         parts_(n, options.oneplus, arena),
         allocation_(n.slots, static_cast<T>(options.usage_eps), arena),
@@ -43,23 +44,13 @@ class Machine {
     return {arena.take(n_.width * pad_), arena.take(pad_), arena.take(pad_), links_.take(arena)};
   }
   void read(const DncInputs<T>& in, Place place, const State& state) const {
-    slots_to_lanes(n_.slots, n_.width, place.at(in.memory, n_.slots * n_.width), state.memory);
-    slot_norms(pad_, n_.width, state.memory, eps_, state.norms);
-    read_padded(n_.slots, place.at(in.precedence, n_.slots), state.precedence);
+    slots_to_lanes(plane_, place.at(in.memory, n_.slots * n_.width), state.memory);
+    slot_norms(plane_, state.memory, eps_, state.norms);
+    pad(1, n_.slots, place.at(in.precedence, n_.slots), state.precedence);
     const int64_t links = n_.slots * n_.links;
     links_.read(place.at(in.link, links), n_.sparse ? place.at(in.columns, links) : nullptr, state.rows);
   }
-  // R weightings as R vectors over the slots.
-  void read_heads(const T* from, T* to) const {
-    for (int64_t h = 0; h < n_.heads; ++h) read_padded(n_.slots, from + h * n_.slots, to + h * pad_);
-  }
-  void write_heads(const T* from, T* to) const {
-    for (int64_t h = 0; h < n_.heads; ++h) copy(n_.slots, from + h * pad_, to + h * n_.slots);
-  }
-
-  Content<T> content(const State& state) const {
-    return {n_.slots, n_.width, state.memory, state.norms, eps_};
-  }
+  Content<T> content(const State& state) const { return {plane_, state.memory, state.norms, eps_}; }
 
   // What writing with `write` makes of a state; `to` may be `from`.
   void advance(const State& from, const T* write, const State& to) const {
@@ -71,16 +62,17 @@ class Machine {
         store(to.memory + w * pad_ + v, load(row + v) * (T(1) - weight * erase) + weight * add);
       }
     }
-    slot_norms(pad_, n_.width, to.memory, eps_, to.norms);
+    slot_norms(plane_, to.memory, eps_, to.norms);
     links_.advance(from.rows, write, from.precedence, to.rows);
-    const T keep = T(1) - total(pad_, write);
+    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write + at); });
     for (int64_t v = 0; v < pad_; v += lanes<T>)
       store(to.precedence + v, keep * load(from.precedence + v) + load(write + v));
   }
 
  protected:
   const DncSizes n_;
-  const int64_t pad_;
+  const Plane<T> plane_;
+  const int64_t pad_;  // P
   const T eps_;
   const Interface<T> parts_;
   const Allocation<T> allocation_;

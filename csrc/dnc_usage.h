@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "slots.h"
+#include "dnc_slots.h"
 
 namespace ctm::CTM_LEVEL {
 
@@ -23,21 +23,27 @@ CTM_INLINE Key<T> key_of(T x) {
 
 constexpr int64_t kCounted = 256;  // up to here comparing every pair in vectors beats sorting
 
-// order[j] is the slot of the j-th smallest key, of equal ones the first slot first. rank is scratch.
-template <class K>
-void ascending(int64_t n, const K* keys, K* rank, int32_t* order) {
+// order[j] is the slot of the j-th smallest key, of equal ones the first slot first. `keys` has whole
+// vectors; `rank` is scratch of their size.
+template <class T>
+void ascending(int64_t n, const Key<T>* keys, Key<T>* rank, int32_t* order) {
   if (n > kCounted) {
     for (int64_t i = 0; i < n; ++i) order[i] = static_cast<int32_t>(i);
     std::stable_sort(order, order + n, [keys](int32_t a, int32_t b) { return keys[a] < keys[b]; });
     return;
   }
-  for (int64_t i = 0; i < n; ++i) rank[i] = 0;
-  for (int64_t m = 0; m < n; ++m) {
-    const K key = keys[m];
-    for (int64_t i = 0; i < m; ++i) rank[i] += key < keys[i];
-    for (int64_t i = m; i < n; ++i) rank[i] += key <= keys[i];
+  typename VecOf<T>::ints own, smaller, lane;
+  for (int i = 0; i < lanes<T>; ++i) lane[i] = i;
+  for (int64_t at = 0; at < n; at += lanes<T>) {
+    std::memcpy(&own, keys + at, sizeof own);
+    smaller = own - own;
+    const int64_t end = at + lanes<T> < n ? at + lanes<T> : n;
+    for (int64_t m = 0; m < at; ++m) smaller -= keys[m] <= own;
+    for (int64_t m = at; m < n; ++m) smaller -= keys[m] < own;
+    for (int64_t m = at; m < end; ++m) smaller -= (keys[m] == own) & (lane > static_cast<Key<T>>(m - at));
+    std::memcpy(rank + at, &smaller, sizeof smaller);
   }
-  for (int64_t i = 0; i < n; ++i) order[rank[i] - 1] = static_cast<int32_t>(i);
+  for (int64_t i = 0; i < n; ++i) order[rank[i]] = static_cast<int32_t>(i);
 }
 
 template <class T>
@@ -46,14 +52,15 @@ class Allocation {
   Allocation(int64_t slots, T eps, Arena<T>& arena)
       : slots_(slots),
         eps_(eps),
-        keys_(arena.template take<Key<T>>(slots)),
-        rank_(arena.template take<Key<T>>(slots)),
+        keys_(arena.template take<Key<T>>(whole<T>(slots))),
+        rank_(arena.template take<Key<T>>(whole<T>(slots))),
         order_(arena.template take<int32_t>(slots)),
         below_(arena.take(slots)) {}
 
   void sort(const T* usage) const {
     for (int64_t n = 0; n < slots_; ++n) keys_[n] = key_of(usage[n]);
-    ascending(slots_, keys_, rank_, order_);
+    clear(keys_ + slots_, whole<T>(slots_) - slots_);
+    ascending<T>(slots_, keys_, rank_, order_);
   }
 
   // For the usage that was sorted last: out[order[j]] = (1 - x_j) prod_{i<j} x_i, x the squeezed usages in

@@ -1,20 +1,10 @@
-// Vectors over the slots of a memory: one SIMD lane is one slot.
-//
-// A vector over N slots takes padded(N) elements; what lies beyond N is zero, so that whole SIMD vectors can
-// be read, multiplied and summed.
+// Scratch memory, sums and transpositions of the DNC's kernels, on the vectors over slots of ntm_slots.h.
 #pragma once
 
-#include <type_traits>
-
 #include "buffer.h"
-#include "simd.h"
+#include "ntm_slots.h"
 
 namespace ctm::CTM_LEVEL {
-
-template <class T>
-constexpr int64_t padded(int64_t n) {
-  return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
-}
 
 // Hands out pieces of one scratch buffer; without a buffer it only counts them.
 template <class T>
@@ -49,28 +39,8 @@ CTM_INLINE void copy(int64_t n, const T* from, T* to) {
 }
 
 template <class T>
-CTM_INLINE void read_padded(int64_t n, const T* from, T* to) {
-  copy(n, from, to);
-  clear(to + n, padded<T>(n) - n);
-}
-
-template <class T>
 CTM_INLINE void add(int64_t n, const T* from, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-}
-
-template <class T>
-CTM_INLINE T dot(int64_t pad, const T* a, const T* b) {
-  Vec<T> sum = {};
-  for (int64_t v = 0; v < pad; v += lanes<T>) sum += load(a + v) * load(b + v);
-  return sum_lanes<T>(sum);
-}
-
-template <class T>
-CTM_INLINE T total(int64_t pad, const T* a) {
-  Vec<T> sum = {};
-  for (int64_t v = 0; v < pad; v += lanes<T>) sum += load(a + v);
-  return sum_lanes<T>(sum);
 }
 
 // out[c] = the sum of the lanes of x[c].
@@ -91,20 +61,6 @@ CTM_INLINE void sums(Vec<T> (&x)[C], T* out) {
   } else {
     for (int c = 0; c < C; ++c) out[c] = sum_lanes<T>(x[c]);
   }
-}
-
-// out[r] = sum_n x[n] rows[r][n]
-template <class T>
-CTM_INLINE void products(int64_t pad, int64_t count, const T* x, const T* rows, T* out) {
-  by_fours(count, [&](auto pieces, int64_t first) {
-    constexpr int C = decltype(pieces)::value;
-    Vec<T> sum[C] = {};
-    for (int64_t v = 0; v < pad; v += lanes<T>) {
-      const Vec<T> at = load(x + v);
-      CTM_UNROLL for (int c = 0; c < C; ++c) sum[c] += at * load(rows + (first + c) * pad + v);
-    }
-    sums<T, C>(sum, out + first);
-  });
 }
 
 // to[n] += sum_r x[r * stride] rows[r][n]
@@ -133,16 +89,15 @@ inline void transposed(int64_t rows, int64_t columns, const T* from, int64_t fro
     }
 }
 
-// A memory (N, W) as W vectors over the slots, and back.
+// A dense memory (N, W) as (W, P), and back.
 template <class T>
-inline void slots_to_lanes(int64_t slots, int64_t width, const T* from, T* to) {
-  const int64_t pad = padded<T>(slots);
-  transposed(slots, width, from, width, to, pad);
-  for (int64_t w = 0; w < width; ++w) clear(to + w * pad + slots, pad - slots);
+inline void slots_to_lanes(const Plane<T>& p, const T* from, T* to) {
+  transposed(p.slots, p.width, from, p.width, to, p.padded);
+  for (int64_t w = 0; w < p.width; ++w) clear(to + w * p.padded + p.slots, p.padded - p.slots);
 }
 template <class T>
-inline void lanes_to_slots(int64_t slots, int64_t width, const T* from, T* to) {
-  transposed(width, slots, from, padded<T>(slots), to, width);
+inline void lanes_to_slots(const Plane<T>& p, const T* from, T* to) {
+  transposed(p.width, p.slots, from, p.padded, to, p.width);
 }
 
 }  // namespace ctm::CTM_LEVEL
