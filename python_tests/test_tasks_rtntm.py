@@ -23,7 +23,7 @@ from tasks.task import batch_generator
 
 TINY = {"d_model": 8, "heads": 2, "batch_size": 4, "batch_size_test": 4, "n_test_batches": 2}
 COPY = replace(COPY_PRESETS["quick"], **TINY, length=6, slots=6, start=2, rise=2, vocabulary=9, beyond=(9,))
-ADD = replace(ADD_PRESETS["quick"], **TINY, digits=3, slots=12, beyond=(5,))
+ADD = replace(ADD_PRESETS["quick"], **TINY, digits=3, slots=12, ahead=0, beyond=(5,))
 TASKS = {"copy": (RTNTMCopy, COPY), "reverse": (RTNTMReverse, COPY), "add": (RTNTMAdd, ADD)}
 
 
@@ -102,6 +102,12 @@ def test_samples_of_a_batch_share_their_digits_unless_mixed() -> None:
         task = RTNTMAdd(replace(ADD, digits=9, slots=20, start=9, mixed=mixed, batch_size=16))
         questions = [(len(f), len(s)) for f, s, *_ in sums(*task.batch(0, batch_generator(0, 0)))]
         assert (len(set(questions)) > 1) == mixed
+
+
+def test_one_number_may_be_ahead_of_the_level() -> None:
+    task = RTNTMAdd(replace(ADD, digits=9, slots=20, start=2, ahead=3, batch_size=256))
+    lengths = {(len(f), len(s)) for f, s, *_ in sums(*task.batch(0, batch_generator(0, 0)))}
+    assert lengths == {(a, b) for a in range(1, 6) for b in range(1, 6) if min(a, b) <= 2}
 
 
 @pytest.mark.parametrize(("task_class", "config"), TASKS.values(), ids=TASKS)
@@ -200,6 +206,7 @@ def test_command_trains_and_evaluates(
         (ADD, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         (ADD, {"beyond": (0,)}, r"beyond must hold numbers of at least 1, got \(0,\)"),
         (ADD, {"eps": 0.0}, "eps must be positive and finite, got 0.0"),
+        (ADD, {"ahead": -1}, "ahead must not be negative, got -1"),
         (ADD, {"digits": 0}, "longest must be at least 1, got 0"),
         (ADD, {"final_lr": 2.0}, r"final_lr must lie in \[0, 1\], got 2.0"),
     ],

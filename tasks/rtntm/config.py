@@ -135,6 +135,10 @@ class AddConfig(RTNTMConfig):
     mixed: bool = True
     """Whether the numbers of digits differ within a batch; else a batch shares two random ones."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ahead >= 0, "ahead", "not be negative", self.ahead)
+
     @property
     def longest(self) -> int:
         return self.digits
