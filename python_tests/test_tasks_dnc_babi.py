@@ -39,6 +39,7 @@ TEXT = """1 Mary moved to the bathroom.
 TINY = replace(
     PRESETS["quick"],
     questions=(1, 8),
+    collection="en",
     curriculum=False,
     controller_size=8,
     slots=6,
