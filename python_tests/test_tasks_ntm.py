@@ -27,7 +27,7 @@ SIZES = {
 SMALL = [text for name, size in SIZES.items() for text in (f"--{name}", str(size))]
 TASKS = {
     Copy: ["--longest", "3", "--beyond", "5"],
-    RepeatCopy: ["--longest", "2", "--most", "2", "--curriculum-start", "1", "1"],
+    RepeatCopy: ["--longest", "2", "--most", "2", "--curriculum-start", "3", "1"],
     Recall: ["--most", "3", "--beyond", "4"],
     Ngrams: ["--length", "12", "--beyond", "14"],
     PrioritySort: ["--given", "4", "--kept", "3"],

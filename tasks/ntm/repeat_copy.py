@@ -53,7 +53,15 @@ class RepeatCopyConfig(VectorConfig):
 
 
 PRESETS = {
-    "quick": RepeatCopyConfig(**QUICK, training_iterations=10_000),
+    "quick": RepeatCopyConfig(
+        **QUICK,
+        training_iterations=10_000,
+        curriculum=True,
+        curriculum_start=(20, 1),
+        curriculum_goal=0.97,
+        curriculum_every=50,
+        end_weight=0.05,
+    ),
     "published": RepeatCopyConfig(
         **model_fields("ntm_repeat_copy_split"),
         alphabet="symbols",
