@@ -229,8 +229,8 @@ def test_opcheck(size: str, keep: bool) -> None:
     if keep:
         states, cells, ponder, _, *kept = forward(*arguments)
         dcell = cells[-1].clone() if "cell" in inputs else None
-        grads = (torch.ones_like(states[1:]), dcell, ponder, kept[1].clone(), None)
-        given = (inputs["recurrent"], inputs["halting"], cells, *kept)
+        grads = (torch.ones_like(states[1:]), dcell, ponder, kept[0].clone(), None)
+        given = (inputs["recurrent"], inputs["halting"], states, cells, *kept)
         torch.library.opcheck(backward, (*grads, *given), test_utils=OPCHECKS)
 
 

@@ -1,7 +1,7 @@
 """Registration of the native recurrence with adaptive computation time: schemas, fake kernels, autograd.
 
-Letters as in ``recurrence``, and K substeps of all timesteps together. Forward keeps of every row its state
-before and after, its gates (LSTM), probability, weight and index; backward reads them.
+Letters as in ``recurrence``, and K substeps of all timesteps together. Forward keeps of every row its state,
+gates (LSTM), probability, weight and index; backward reads them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
 
-_ROWS = "Tensor previous, Tensor rows, Tensor cells, Tensor gates, Tensor probabilities, Tensor weights"
+_ROWS = "Tensor rows, Tensor row_cells, Tensor gates, Tensor probabilities, Tensor weights"
 _KEPT = f"{_ROWS}, Tensor samples, Tensor parents, Tensor next, Tensor spans"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
 _LIBRARY.define(
     "adaptive_recurrence_forward(Tensor inputs, Tensor hidden, Tensor? cell, Tensor flag, Tensor recurrent, "
     "Tensor halting, Tensor bias, Tensor? mask, float epsilon, int max_steps, bool keep) -> "
-    f"({', '.join(['Tensor'] * 14)})"
+    f"({', '.join(['Tensor'] * 13)})"
 )
 _LIBRARY.define(
     "adaptive_recurrence_backward(Tensor dhidden, Tensor? dcell, Tensor dponder, Tensor? drows, "
-    "Tensor? dweights, Tensor recurrent, Tensor halting, Tensor states, "
+    "Tensor? dweights, Tensor recurrent, Tensor halting, Tensor states, Tensor cells, "
     f"{_KEPT}) -> ({', '.join(['Tensor'] * 7)})"
 )
 
@@ -53,6 +53,11 @@ class _Rows:
             new[: self.capacity] = old
         self.buffers, self.capacity = grown, capacity
         self.addresses = tuple(x.data_ptr() for x in grown)
+
+    def first(self, rows: int) -> list[Tensor]:
+        """The first rows of what backward keeps, without much unused memory behind them."""
+        slack = rows * 5 < self.capacity * 4
+        return [x[:rows].clone() if slack else x[:rows] for x in self.buffers[1:]]
 
 
 def _address(x: Tensor | None) -> int:
@@ -92,9 +97,9 @@ class _Forward:
             if count == 0:
                 break
             rows.reserve(start + 2 * count)
-            previous, product = rows.buffers[0], rows.buffers[3 if self.lstm else 1]
+            previous, out = rows.buffers[0], rows.buffers[3 if self.lstm else 1]
             end = start + count
-            recurrent(previous[start:end], product[start:end])
+            recurrent(previous[start:end], out[start:end])
             span, arguments = (t, start, count), (*self.addresses, *rows.addresses)
             self.spans.append(span)
             count = native.halting_substep(
@@ -116,8 +121,14 @@ def _forward(
         end = run.timestep(t, end if keep else 0, product, 1 - epsilon, max_steps)
     end, spans = (end, run.spans) if keep else (0, [])
     states = run.states[1] if run.lstm else inputs.new_empty(0)
-    rows = [x[:end] for x in run.rows.buffers]
-    return run.states[0], states, run.ponder, run.steps, *rows, torch.tensor(spans).long().view(-1, 3)
+    return (
+        run.states[0],
+        states,
+        run.ponder,
+        run.steps,
+        *run.rows.first(end),
+        torch.tensor(spans).long().view(-1, 3),
+    )
 
 
 class _Backward:
@@ -127,7 +138,7 @@ class _Backward:
         self,
         grads: list[Tensor | None],
         halting: Tensor,
-        states: Tensor,
+        cells: Tensor,
         kept: list[Tensor],
         shape: tuple[int, ...],
     ) -> None:
@@ -143,9 +154,9 @@ class _Backward:
         self.last = dhidden.new_empty(batch)
         self.given = [dponder, drows, dweights]
         self.sizes, self.code = (batch, width, dcell is not None), CODES[dhidden.dtype]
-        self.samples, self.previous = kept[6], kept[0]
-        fixed = [None, None, None, halting, None, None, states, None, None, None]
-        self.forward = tuple(_address(x) for x in (*fixed, *kept[:9]))
+        self.samples = kept[5]
+        fixed = [None, None, None, halting, None, None, cells, *[None] * 4]
+        self.forward = tuple(_address(x) for x in (*fixed, *kept[:8]))
 
     def timestep(self, spans: list[tuple[int, int, int]], recurrent: Linear) -> None:
         """All substeps of a timestep, last one first; leaves the gradient of the state before it."""
@@ -168,20 +179,23 @@ class _Backward:
 
 def _backward(
     dhidden: Tensor, dcell: Tensor | None, dponder: Tensor, drows: Tensor | None, dweights: Tensor | None,
-    recurrent: Tensor, halting: Tensor, states: Tensor, *kept: Tensor,
+    recurrent: Tensor, halting: Tensor, states: Tensor, cells: Tensor, *kept: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     grads = [None if g is None else g.contiguous() for g in (dhidden, dcell, dponder, drows, dweights)]
     halting = halting.contiguous()
     product = Linear(recurrent.t(), None, dhidden.shape[1], SUBSTEPS * len(dhidden))
-    run = _Backward(grads, halting, states, list(kept), tuple(dhidden.shape))
+    run = _Backward(grads, halting, cells, list(kept), tuple(dhidden.shape))
     spans: list[list[tuple[int, int, int]]] = [[] for _ in dhidden]
-    for t, start, count in kept[9].tolist():
+    for t, start, count in kept[8].tolist():
         spans[t].append((t, start, count))
     for t in reversed(range(len(spans))):
         run.hidden += dhidden[t]
         run.timestep(spans[t], product)
-    previous, rows, parents = kept[0], kept[1], kept[7]
+    rows, samples, parents = kept[0], kept[5], kept[6]
     first = (parents < 0).to(rows.dtype)
+    previous = rows.index_select(0, parents.clamp(min=0))
+    for t, start, count in (timestep[0] for timestep in spans if timestep):
+        previous[start : start + count] = states[t].index_select(0, samples[start : start + count])
     dgates, dlogits = run.gates, run.logits
     return (
         run.inputs,
@@ -204,7 +218,7 @@ def _fake_forward(
     width = hidden.shape[1]
     lstm = cell is not None
     states = inputs.new_empty(steps + 1, batch, width)
-    widths = ((width,), (width,), (width if lstm else 0,), (gates if lstm else 0,), (), ())
+    widths = ((width,), (width if lstm else 0,), (gates if lstm else 0,), (), ())
     floats = [inputs.new_empty(rows, *w) for w in widths]
     index = [inputs.new_empty(rows, dtype=torch.int32) for _ in range(3)]
     return (
@@ -244,11 +258,11 @@ class AdaptiveRecurrence(torch.autograd.Function):
         states, cells, ponder, steps, *kept = found
         _, recurrent, halting, *_ = rest
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(recurrent, halting, cells, *kept)
+        ctx.save_for_backward(recurrent, halting, states, cells, *kept)
         ctx.shape, ctx.lstm = states[1:].shape, cell is not None
-        ctx.mark_non_differentiable(steps, kept[6], kept[9])
+        ctx.mark_non_differentiable(steps, kept[5], kept[8])
         last = cells[-1].clone() if ctx.lstm else inputs.new_empty(0)
-        return states[1:], last, ponder, steps, kept[1], kept[5], kept[6], kept[9]
+        return states[1:], last, ponder, steps, kept[0], kept[4], kept[5], kept[8]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
