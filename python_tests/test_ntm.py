@@ -13,6 +13,8 @@ from torch import Tensor
 from ctm_fast import ops
 from ctm_fast.ops import NtmLayout
 from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS, ORDERS
+from ctm_fast.testing import OpCase
+from ctm_fast.testing.ntm import step_case
 
 BACKENDS = ("reference", "native")
 F64 = torch.float64
@@ -187,6 +189,30 @@ def test_interface_in_16_bits_beside_float32(backend: str) -> None:
     assert [y.dtype for y in found] == [torch.float32, torch.float32, torch.float32, torch.float16]
     for a, b in zip(found, exact, strict=True):
         assert torch.equal(a, b.to(a.dtype))
+
+
+LARGE = (
+    OpCase("ntm_address", "large", (16, 128, 20, 2, 3)),
+    OpCase("ntm_read", "large", (16, 128, 20, 2)),
+    OpCase("ntm_write", "large", (16, 128, 20, 2)),
+    step_case("large", 16, 128, LAYOUTS["one-of-each"]),
+    step_case("large", 5, 128, LAYOUTS["one-of-each"], steps=4),
+)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_samples_shared_among_threads_give_the_same_bits(case: OpCase) -> None:
+    """Sizes that the kernels do give to several threads."""
+    inputs, before = case.inputs(), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(case.evaluate(inputs, "native"))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(y, other[name]) for name, y in found[0].items())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
