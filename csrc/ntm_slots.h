@@ -89,24 +89,27 @@ struct Plane {  // shape of a memory
   int64_t slots, width, padded;
 };
 
+// N vectors of combine, at position `at`
+template <bool ADD, int N, class T>
+CTM_INLINE void combine_part(const Plane<T>& p, const T* x, const T* m, T offset, int64_t at, T* out) {
+  Vec<T> sum[N] = {};
+  for (int64_t w = 0; w < p.width; ++w) {
+    const T scale = x[w] + offset;
+    const T* row = m + w * p.padded + at;
+    CTM_UNROLL for (int i = 0; i < N; ++i) sum[i] += scale * (load(row + i * V<T>) + offset);
+  }
+  CTM_UNROLL for (int i = 0; i < N; ++i) {
+    const int64_t to = at + i * V<T>;
+    store(out + to, ADD ? load(out + to) + below<T>(p.slots, to, sum[i]) : sum[i]);
+  }
+}
+
 // out[n] = sum_w (x[w] + offset) (m[w][n] + offset), added to what is there where ADD
 template <bool ADD, class T>
 CTM_INLINE void combine(const Plane<T>& p, const T* x, const T* m, T offset, T* out) {
-  const auto part = [&]<int N>(int64_t at) {
-    Vec<T> sum[N] = {};
-    for (int64_t w = 0; w < p.width; ++w) {
-      const T scale = x[w] + offset;
-      CTM_UNROLL for (int i = 0; i < N; ++i) sum[i] +=
-          scale * (load(m + w * p.padded + at + i * V<T>) + offset);
-    }
-    CTM_UNROLL for (int i = 0; i < N; ++i) {
-      T* to = out + at + i * V<T>;
-      store(to, ADD ? load(to) + below<T>(p.slots, at + i * V<T>, sum[i]) : sum[i]);
-    }
-  };
   int64_t at = 0;
-  for (; at + 4 * V<T> <= p.padded; at += 4 * V<T>) part.template operator()<4>(at);
-  for (; at < p.padded; at += V<T>) part.template operator()<1>(at);
+  for (; at + 4 * V<T> <= p.padded; at += 4 * V<T>) combine_part<ADD, 4>(p, x, m, offset, at, out);
+  for (; at < p.padded; at += V<T>) combine_part<ADD, 1>(p, x, m, offset, at, out);
 }
 
 // out[w] = sum_n x[n] (m[w][n] + offset); x is zero beyond N
