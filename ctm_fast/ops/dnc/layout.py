@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-STRENGTHS = ("oneplus", "softplus")
+from ctm_fast.ops.ntm.layout import STRENGTHS, check_choice, softplus
 
 
 class DncInterface(NamedTuple):
@@ -107,8 +106,7 @@ class DncLayout:
         if not 0 < self.eps < float("inf"):
             raise ValueError(f"DncLayout: eps must be positive and finite, got {self.eps}")
         check_usage_eps("DncLayout", "usage_eps", self.usage_eps)
-        if self.strength not in STRENGTHS:
-            raise ValueError(f"DncLayout: strength must be one of {STRENGTHS}, got {self.strength!r}")
+        check_choice("DncLayout", "strength", self.strength, STRENGTHS)
 
     @property
     def size(self) -> int:
@@ -146,8 +144,7 @@ class DncLayout:
         )
 
     def _strength(self, raw: Tensor) -> Tensor:
-        positive = functional.softplus(raw, threshold=40.0)  # exact to double precision for any value
-        return positive + 1 if self.strength == "oneplus" else positive
+        return softplus(raw) + 1 if self.strength == "oneplus" else softplus(raw)
 
     def initial_state(
         self,
