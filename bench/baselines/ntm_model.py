@@ -9,7 +9,7 @@ Letters: T steps, B batch, I inputs, O outputs, N slots, W width of a slot, C co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ EPS = 1e-6
 class Parameters(NamedTuple):
     """What a step needs of the model."""
 
-    cell: list[Tensor]  # of torch.lstm_cell
+    cell: Sequence[Tensor]  # of torch.lstm_cell
     heads: Maps  # weight and bias of every head's own linear layer, read heads first
     output: tuple[Tensor, Tensor]
     readers: int  # R
@@ -61,7 +61,8 @@ Step = Callable[[Parameters, Tensor, State], tuple[Tensor, State]]
 def parameters(model: NTM) -> Parameters:
     """The parameters of ``model``: one LSTM layer, shift 3, the default layout and bounds."""
     layout, rnn, heads = model.layout, model.controller.rnn, model.heads
-    assert isinstance(rnn, nn.LSTM) and isinstance(heads.to_interface, nn.Linear)
+    assert isinstance(rnn, nn.LSTM)
+    assert isinstance(heads.to_interface, nn.Linear) and isinstance(heads.to_output, nn.Linear)
     size = layout.width + 6
     sizes = [size] * layout.read_heads + [size + 2 * layout.width] * layout.write_heads
     maps = zip(heads.to_interface.weight.split(sizes), heads.to_interface.bias.split(sizes), strict=True)

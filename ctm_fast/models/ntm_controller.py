@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,8 @@ class FeedForwardController(Controller):
         self.linears = nn.ModuleList(nn.Linear(width, size) for width in widths)
 
     def weights(self) -> list[LayerWeights]:
-        return [LayerWeights(linear.weight, None, linear.bias) for linear in self.linears]
+        layers = (cast(nn.Linear, layer) for layer in self.linears)
+        return [LayerWeights(layer.weight, None, layer.bias) for layer in layers]
 
     def activate(self, gates: Tensor, state: State) -> State:
         return (torch.tanh(gates),)
