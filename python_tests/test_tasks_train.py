@@ -288,16 +288,19 @@ def test_two_processes_resume_to_the_same_run(tmp_path: Path) -> None:
     sizes = SIZES | {"iterations": 1, "training_iterations": 10, "dropout": 0.2}
     options = [text for name, size in sizes.items() for text in ("--" + name.replace("_", "-"), str(size))]
 
-    def launch(program: list[str], out: str, *more: str) -> int:
+    def launch(program: list[str], out: str, *more: str) -> tuple[int, str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [*torchrun, *program, "train", "--cpu", *options, "--out", str(tmp_path / out), *more]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False).returncode
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return run.returncode, run.stderr
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    assert launch(["-m", "tasks.parity"], "whole") == 0
-    assert launch([str(tmp_path / "killed.py")], "resumed") != 0
+    status, errors = launch(["-m", "tasks.parity"], "whole")
+    assert status == 0, errors
+    assert launch([str(tmp_path / "killed.py")], "resumed")[0] != 0
     assert checkpointing.load(tmp_path / "resumed")["iteration"] == 5
-    assert launch(["-m", "tasks.parity"], "resumed", "--resume") == 0
+    status, errors = launch(["-m", "tasks.parity"], "resumed", "--resume")
+    assert status == 0, errors
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
     with pytest.raises(UserError, match=r"resume: processes must be 2, got 1"):
         Trainer(Parity(replace(TINY, **sizes, cpu=True)), tmp_path / "resumed", resume=True)
