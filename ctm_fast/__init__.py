@@ -1,6 +1,6 @@
 """Continuous Thought Machines, many times faster, in a fraction of the memory, with the same numbers.
 
-Names are imported when they are first used, so ``ctm_fast.engine`` and ``ctm_fast.controller`` need no torch.
+Names are imported when they are first used: ``import ctm_fast`` alone needs no torch.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import torch
 from foreign_cases import build
 
 import ctm_fast
+from ctm_fast.loop import ticks as tick_loop
 
 BATCH, TICKS = 4, (8, 24)
 
@@ -96,3 +97,19 @@ def test_a_small_part_of_what_the_original_keeps():
     fast, _ = floats_per_tick("base-unet")
     original, _ = floats_per_tick("base-unet", lambda model: model)
     assert original > 5 * fast
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_nothing_is_kept_where_no_backward_can_follow(mode, monkeypatch):
+    asked = []
+    run_all = tick_loop._forward_ticks
+    monkeypatch.setattr(tick_loop, "_forward_ticks", lambda *args: asked.append(args[-1]) or run_all(*args))
+    model, inputs = build("base", BATCH)
+    ctm_fast.accelerate(model)
+    with mode():
+        model(*inputs)
+        asked.clear()
+        model(*inputs)
+    assert asked == [False]
+    model(*inputs)[0].sum().backward()
+    assert asked == [False, True]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.loop.config import AttentionWeights, Loop
-from ctm_fast.loop.linear import Linear
+from ctm_fast.ops.linear import Linear
 from ctm_fast.ops.native import CODES, Drop, kernels, threads
 from ctm_fast.ops.sync import autograd as sync
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ctm_fast.loop.attention import Attention
 from ctm_fast.loop.config import Loop, Parameters
-from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.loop.synapses import SynapseGradients, Synapses
+from ctm_fast.ops.linear import Linear, outer
 from ctm_fast.ops.native import empty, kernels, zeros
 from ctm_fast.ops.nlm import autograd as nlm
 

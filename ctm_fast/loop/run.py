@@ -99,8 +99,9 @@ def run_ticks(
     keys, values = _keys_values(attention, tokens, z0)
     given = given.contiguous() if given is not None else z0.new_zeros(0, z0.shape[0], 0)
     z, history, weights = TickLoopFunction.apply(
-        loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
-    )
+        loop, parameters, torch.is_grad_enabled(), keys, values, given, z0, start.permute(2, 0, 1),
+        *parameters.flat(),
+    )  # fmt: skip
     return States(z, history, _split_heads(weights, loop) if track and loop.attends else None)
 
 

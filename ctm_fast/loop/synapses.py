@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.linear import Linear, outer
+from ctm_fast.ops.linear import Linear, outer
 from ctm_fast.ops.native import CODES, empty, kernels, threads
 
 INPUT = -1

@@ -74,12 +74,14 @@ def _constant(loop: Loop, synapses: Synapses, given: Tensor) -> Tensor | None:
 class TickLoopFunction(torch.autograd.Function):
     """(keys, values (K, B, d, L), given (G, B, d), z0 (B, D), start (M, B, D), parameters) -> z (T + 1, B, D),
     history (M + T, B, D), attention weights (T, B, h * L) with ``track`` and (1, ...) without.
+
+    ``grad`` is the caller's grad mode: ``needs_input_grad`` does not know of it, and inside it is always off.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, loop: Loop, parameters: Parameters, keys: Tensor, values: Tensor, given: Tensor, z0: Tensor,
-        start: Tensor, *flat: Tensor,
+        ctx: Any, loop: Loop, parameters: Parameters, grad: bool, keys: Tensor, values: Tensor, given: Tensor,
+        z0: Tensor, start: Tensor, *flat: Tensor,
     ) -> Any:  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.loop, ctx.structure = loop, parameters
@@ -87,7 +89,7 @@ class TickLoopFunction(torch.autograd.Function):
         z = empty(z0, loop.ticks + 1, batch, neurons)
         history = empty(z0, memory + loop.ticks, batch, neurons)
         z[0], history[:memory] = z0, start
-        keep = any(ctx.needs_input_grad)
+        keep = grad and any(ctx.needs_input_grad)
         p = parameters.like(tuple(x.contiguous() for x in flat))
         heads, linear, weights = _forward_ticks(loop, p, keys, values, given, z, history, keep)
         if keep:
@@ -103,6 +105,6 @@ class TickLoopFunction(torch.autograd.Function):
         linear, flat = rest[: ctx.linear], rest[ctx.linear :]
         p = ctx.structure.like(tuple(x.contiguous() for x in flat))
         run = LoopBackward(
-            ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:]
+            ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[3:]
         )
-        return (None, None, *run.run(dz, dhistory))
+        return (None, None, None, *run.run(dz, dhistory))

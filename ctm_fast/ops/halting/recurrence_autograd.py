@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.linear import Linear, outer
 from ctm_fast.ops.grad import refuse_double_backward
+from ctm_fast.ops.linear import Linear, outer
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
 
 _ROWS = "Tensor rows, Tensor row_cells, Tensor gates, Tensor probabilities, Tensor weights"

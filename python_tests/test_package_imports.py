@@ -1,0 +1,49 @@
+"""Every module can be the first one of the package that a process imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ctm_fast
+
+PACKAGE = Path(ctm_fast.__file__).parent
+
+# torch is imported once; every module is then tried in a fork that has none of ours.
+TRY_EACH = """
+import importlib, os, sys
+import torch
+
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            module, _, attribute = name.partition(":")
+            found = importlib.import_module(module)
+            if attribute:
+                getattr(found, attribute)
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+sys.exit(", ".join(failed) or 0)
+"""
+
+
+def module_names() -> list[str]:
+    files = [x for x in PACKAGE.rglob("*.py") if x.name != "__main__.py"]
+    parts = [x.relative_to(PACKAGE.parent).with_suffix("").parts for x in files]
+    return sorted(".".join(p[:-1] if p[-1] == "__init__" else p) for p in parts)
+
+
+def test_every_module_and_public_name_is_importable_first() -> None:
+    names = module_names() + [f"ctm_fast:{name}" for name in ctm_fast.__all__]
+    assert "ctm_fast.acceleration" in names
+    run = subprocess.run(
+        [sys.executable, "-c", TRY_EACH, *names], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
