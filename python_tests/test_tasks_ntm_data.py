@@ -180,3 +180,14 @@ def test_entropy():
     uniform, sharp = torch.full((2, 8), 1 / 8), torch.eye(8)[:2]
     assert scores.entropy(uniform).item() == pytest.approx(math.log(8))
     assert scores.entropy(sharp).item() == pytest.approx(0)
+
+
+def test_entropy_of_weights_that_underflowed():
+    """d(w log w)/dw has no bound at 0, but a softmax in front takes it to 0 there."""
+    logits = torch.tensor([[0.0, -200.0, -90.0]], requires_grad=True)
+    weights = logits.softmax(-1)
+    weights.retain_grad()
+    scores.entropy(weights).backward()
+    assert not weights[0, 1]
+    assert weights.grad.isfinite().all()
+    assert logits.grad.abs().max() < 1e-30

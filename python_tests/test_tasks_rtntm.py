@@ -12,6 +12,8 @@ import torch
 from matplotlib.image import imread
 from torch import Tensor
 
+from ctm_fast.backend import use_backend
+from ctm_fast.models import RTNTM
 from tasks import checkpointing
 from tasks.command import main
 from tasks.errors import UserError
@@ -143,6 +145,23 @@ def test_metrics_against_a_loop(task_class: Any, config: Any) -> None:
     assert loss.item() >= torch.stack(terms).mean().item()
     plain, _ = task_class(replace(config, entropy=0.0)).loss(model, (tokens, targets))
     assert plain.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_gradients_are_finite_where_sharp_weightings_underflow(backend: str) -> None:
+    """With the published eps; the entropy in the loss meets weights that are exactly 0."""
+    task = RTNTMCopy(replace(COPY, eps=1e-12))
+    model = task.build_model()
+    assert isinstance(model, RTNTM)
+    with torch.no_grad():
+        model.read_head[-1].bias[-1] = 500.0  # gamma of the only read head
+    batch = task.batch(0, generator())
+    with use_backend(backend):
+        assert not model(batch[0]).state.memory.read_weights.all()
+        task.loss(model, batch)[0].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 def test_longer_sequences_get_the_slots_that_they_need() -> None:

@@ -84,7 +84,8 @@ class RTNTM(nn.Module, HubMixin):
         positions: length of a fixed sinusoidal code of the step, added to the embedded inputs; 0 for none.
         order: "previous_read" (a step reads with the weightings of the step before), "read_write" or
             "write_read"; see ``ops.NtmLayout``.
-        eps: inside both roots of the cosine. The published 1e-12 lets gradients through empty slots explode.
+        eps: inside both roots of the cosine, whose gradient at an empty slot is of the order 1 / sqrt(eps).
+            The published value is 1e-12.
 
     Raises:
         ArgumentError: a size below 1, a dropout outside its range, or heads that do not divide D.

@@ -56,5 +56,5 @@ def symbols(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, 
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Mean entropy in nats of weightings (..., N)."""
+    """Mean entropy in nats of weightings (..., N), its gradient finite where a sharp weighting underflows to 0."""
     return -(weights * weights.clamp(min=1e-12).log()).sum(-1).mean()

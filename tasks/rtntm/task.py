@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ctm_fast import models
 from tasks.curriculum import Curriculum
+from tasks.ntm.scores import entropy
 from tasks.rtntm import pictures
 from tasks.rtntm.config import ADD_PRESETS, COPY_PRESETS, AddConfig, CopyConfig, RTNTMConfig
 from tasks.rtntm.data import ALPHABET, DELIMITER, FED, IGNORED, copy_batch, sum_batch
@@ -92,7 +93,7 @@ class RTNTMTask(Task[Config]):
         if self.config.entropy:
             memory = output.state.memory
             weights = torch.cat((memory.read_weights, memory.write_weights), 1)
-            loss = loss + self.config.entropy * torch.special.entr(weights).sum(-1).mean()
+            loss = loss + self.config.entropy * entropy(weights)
         scored = targets != IGNORED
         right = (output.logits.argmax(-1) == targets) & scored
         return loss, {
