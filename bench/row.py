@@ -201,8 +201,9 @@ def _add_compiled(case: Case, checked: Checked) -> None:
     provider = case.compiled()
     expected = case.providers[REFERENCE].check()
     checked.errors[COMPILED] = agreed(COMPILED, expected, provider.check())
+    provider.run()  # where it compiles otherwise than the check, that must not be timed
     start = time.perf_counter()
-    provider.check()
+    provider.run()
     checked.seconds[COMPILED] = time.perf_counter() - start
     case.providers[COMPILED] = provider
 

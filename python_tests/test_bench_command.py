@@ -207,8 +207,17 @@ def fake_compiler(monkeypatch, code):
 )
 def test_compile_outcome(monkeypatch, code, expected):
     monkeypatch.setattr(compiling, "LIMIT_SECONDS", 0.5 if "sleep" in code else 60)
+    monkeypatch.setattr(compiling, "_first", lambda: {"seconds": 0.0})
     fake_compiler(monkeypatch, code)
     assert compiling.outcome(Row("kind", "config", (), lambda: pytest.fail("built")), 0) == expected
+
+
+def test_without_a_compiler_no_row_is_tried(monkeypatch):
+    compiling._first.cache_clear()
+    fake_compiler(monkeypatch, "import sys; raise SystemExit(f'no compiler, {sys.argv[1:]}')")
+    outcomes = [compiling.outcome(Row("kind", "config", (), pytest.fail), seed) for seed in range(2)]
+    compiling._first.cache_clear()
+    assert outcomes == 2 * [{"failed": "not compiled: no compiler, []"}]
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,24 @@ def test_too_large_a_reference_is_refused():
     result = row.measure(row.Row("train", "big", (), lambda: built), 0, QUICK)
     assert result["refused"] == "the reference would keep 15.3 GB for backward"
     assert "seconds" not in result
+
+
+@pytest.mark.usefixtures("_rates")
+@pytest.mark.parametrize(
+    "outcome", [{"seconds": 1.5}, {"failed": "not compiled in 120 s"}], ids=["in time", "not"]
+)
+def test_the_compiled_baseline_is_checked_and_run_before_it_is_timed(outcome):
+    built, calls = case(reference=[1.0], strong=[1.0], own=[1.0]), []
+
+    def compiled():
+        calls.append("compile")
+        found = provider([1.0 + 1e-6])
+        return row.Provider(lambda: calls.append("run"), lambda: calls.append("check") or found.check())
+
+    built.compiled = compiled
+    bench_row = row.Row("kind", "config", (), lambda: built, compiles=True)
+    result = row.measure(bench_row, 0, QUICK, lambda *_: outcome)
+    assert result["compile"] == outcome
+    in_time = "seconds" in outcome
+    assert calls[:3] == (["compile", "check", "run"] if in_time else [])
+    assert (row.COMPILED in result["ratios"]) == (row.COMPILED in result["errors"]) == in_time
