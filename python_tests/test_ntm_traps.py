@@ -55,6 +55,20 @@ def test_zero_slots_and_keys(zero: str, placement: str, dtype: torch.dtype, back
 
 @DTYPES
 @PLACEMENTS
+@pytest.mark.parametrize("zero", [("memory",), ("key",), ("memory", "key")], ids="-".join)
+@BACKENDS
+def test_zero_slots_and_keys_with_tiny_eps(
+    zero: tuple[str, ...], placement: str, dtype: torch.dtype, backend: str
+) -> None:
+    """The gradients are of the order 1 / sqrt(eps) or 1 / eps, yet finite."""
+    case = OpCase("ntm_address", "trap", (2, 21, 5, 2, 3), {"eps_placement": placement, "eps": 1e-12})
+    inputs = case.inputs(dtype)
+    inputs |= {name: torch.zeros_like(inputs[name]) for name in zero}
+    assert all(y.isfinite().all() for y in case.evaluate(inputs, backend).values())
+
+
+@DTYPES
+@PLACEMENTS
 @BACKENDS
 def test_some_zero_slots(placement: str, dtype: torch.dtype, backend: str) -> None:
     case = address_case(eps_placement=placement)
