@@ -27,6 +27,7 @@ from ctm_fast.testing import (
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 Layout = Callable[[Tensor], Tensor]
+READING = ("halting_mean", "halting_weights", "sync")  # that check the values of indices
 ids = str
 
 
@@ -178,6 +179,33 @@ def test_named_backends_run_or_raise(op: str) -> None:
         case.run(half, "native")
     for y in case.run(half).values():
         assert y.isfinite().all()
+
+
+def nested(x: Tensor) -> Tensor:
+    return torch.nested.nested_tensor(list(x))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("change", [Tensor.to_sparse, Tensor.to_mkldnn, nested], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("op", OPS)
+def test_a_tensor_that_is_not_dense_is_refused(op: str, change: Layout) -> None:
+    case = next(case for case in CASES if case.op == op)
+    for name, x in case.inputs().items():
+        if x.is_floating_point() or change is Tensor.to_sparse:
+            with pytest.raises(TypeError, match=rf"^{op}: \S*{name} must be a dense tensor, got a \S+ one"):
+                case.run(case.inputs() | {name: change(x)})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_meta_tensors_give_shapes_or_are_refused(op: str) -> None:
+    case = next(case for case in CASES if case.op == op)
+    meta = {name: x.to("meta") for name, x in case.inputs().items()}
+    if op in READING:
+        with pytest.raises(ValueError, match=f"^{op}: .* must hold numbers, got a meta tensor"):
+            case.run(meta)
+    else:
+        for name, y in case.run(case.inputs()).items():
+            assert case.run(meta)[name].shape == y.shape
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -242,6 +242,11 @@ def short(x: Tensor, state: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "epsilon": ({"epsilon": 1.0}, ValueError, r"epsilon must be in \[0, 1\), got 1"),
+    "epsilon-text": ({"epsilon": "x"}, TypeError, "epsilon must be a number, got str"),
+    "compaction": ({"compaction": 1}, TypeError, "compaction must be a bool, got int"),
+    "force_halt": ({"force_halt": None}, TypeError, "force_halt must be a bool, got NoneType"),
+    "max_steps-bool": ({"max_steps": True}, TypeError, "max_steps must be an int, got bool"),
+    "state-meta": ({"state": STATE.to("meta")}, ValueError, "state must hold numbers, got a meta tensor"),
     "max_steps": ({"max_steps": 0}, ValueError, "max_steps must be at least 1, got 0"),
     "rows": ({"inputs": X[:3]}, ValueError, "inputs must have as many rows as the state"),
     "no-state": ({"state": ()}, ValueError, "state must be a tensor or a tuple of at least one"),

@@ -291,6 +291,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integers": ({"halting": torch.zeros(7).long()}, TypeError, "halting must be a floating-point tensor"),
     "mask": ({"mask": torch.ones(4, 6, dtype=torch.bool)}, ValueError, r"mask must have shape \(T, B\)"),
     "epsilon": ({"epsilon": -0.1}, ValueError, r"epsilon must be in \[0, 1\)"),
+    "rows": ({"rows": "x"}, TypeError, "rows must be a bool, got str"),
+    "meta": ({"inputs": GOOD["inputs"].to("meta")}, ValueError, "inputs must hold numbers"),
     "max-steps": ({"max_steps": 0}, ValueError, "max_steps must be at least 1"),
     "backend": ({"backend": "cuda"}, ValueError, "backend must be None or one of"),
 }

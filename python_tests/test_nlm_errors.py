@@ -51,6 +51,12 @@ WRONG = {
         ValueError,
         "device of history, meta, got cpu",
     ),
+    "w1-dtype": (
+        "w1",
+        torch.zeros(4, 4, 5).double(),
+        TypeError,
+        "w1 must be torch.float32, got torch.float64",
+    ),
     "w1-None": ("w1", None, TypeError, "w1 must be a torch.Tensor, got NoneType"),
     "w1-rank": ("w1", torch.zeros(4, 4), ValueError, r"w1 must have shape \(M, 2H, D\), got \(4, 4\)"),
     "w1-odd": (
@@ -106,6 +112,14 @@ WRONG = {
         r"one element, got torch.int64 of shape \(2,\)",
     ),
     "seed-dtype": ("seed", torch.zeros(1), TypeError, r"one element, got torch.float32 of shape \(1,\)"),
+    "seed-bool": ("seed", True, TypeError, "one element, got bool"),
+    "seed-meta": (
+        "seed",
+        torch.zeros(1, dtype=torch.int64, device="meta"),
+        ValueError,
+        "seed must hold numbers, got a meta tensor",
+    ),
+    "dropout-bool": ("dropout", True, TypeError, "dropout must be a number, got bool"),
     "seed-large": ("seed", 2**63, ValueError, "seed must fit 64 signed bits, got 9223372036854775808"),
 }
 
@@ -158,9 +172,14 @@ WRONG_HISTORY = {
         ValueError,
         "start must be on the device of w1, cpu",
     ),
-    "batch-negative": ({"batch": -1}, ValueError, "batch must be >= 0 and ticks >= 1, got -1 and 2"),
-    "no-ticks": ({"ticks": 0}, ValueError, "batch must be >= 0 and ticks >= 1, got 3 and 0"),
+    "start-sparse": ({"start": torch.zeros(D, M).to_sparse()}, TypeError, "start must be a dense tensor"),
+    "batch-negative": ({"batch": -1}, ValueError, r"batch must be at least 0 and below \d+, got -1"),
+    "batch-bool": ({"batch": True}, TypeError, "batch must be an int, got bool"),
+    "no-ticks": ({"ticks": 0}, ValueError, r"ticks must be at least 1 and below \d+, got 0"),
+    "ticks-huge": ({"ticks": 2**40}, ValueError, r"ticks must be .* below 2147483648, got 1099511627776"),
+    "ticks-float": ({"ticks": 2.0}, TypeError, "ticks must be an int, got float"),
     "dropout-above-one": ({"dropout": 1.1}, ValueError, r"dropout must be in \[0, 1\], got 1.1"),
+    "seed-unused": ({"seed": "x"}, TypeError, "seed must be an int or an int64 tensor .*, got str"),
     "seed-text": (
         {"dropout": 0.1, "seed": "x"},
         TypeError,
@@ -182,6 +201,8 @@ WRONG_WRITE = {
     "tick-large": (2, torch.zeros(B, D), IndexError, r"t must be in \[0, 2\), got 2"),
     "integers": (0, torch.zeros(B, D).int(), TypeError, "pre_activation must be a floating-point tensor"),
     "batch": (0, torch.zeros(B + 1, D), ValueError, r"pre_activation must have .* = \(3, 5\), got \(4, 5\)"),
+    "tick-bool": (True, torch.zeros(B, D), TypeError, "t must be an int, got bool"),
+    "sparse": (0, torch.zeros(B, D).to_sparse(), TypeError, "pre_activation must be a dense tensor"),
     "dtype": (
         0,
         torch.zeros(B, D).double(),
@@ -220,6 +241,18 @@ def test_ticks_out_of_order(backend: str) -> None:
         nlm_tick(other, history, 1)
     with pytest.raises(IndexError, match=r"nlm_tick: t must be in \[0, 3\), got 3"):
         nlm_tick(packed, history, 3)
+
+
+@pytest.mark.parametrize(
+    ("position", "text"), [(0, "packed must be an NlmPack"), (1, "history must be an NlmHistory")]
+)
+def test_tick_of_something_else(position: int, text: str) -> None:
+    weights, start, _ = draw()
+    packed = nlm_pack(*weights)
+    arguments: list[Any] = [packed, packed.history(start, B, 1)]
+    arguments[position] = None
+    with pytest.raises(TypeError, match=f"^nlm_tick: {text}, got NoneType"):
+        nlm_tick(*arguments, 0)
 
 
 def test_a_computed_tick_keeps_its_numbers() -> None:

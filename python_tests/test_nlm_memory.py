@@ -107,8 +107,9 @@ def test_autograd_keeps_one_pre_activation_per_tick() -> None:
     assert history.rows is not None and packed.packed is not None
     assert kept == {(packed.packed.data_ptr(), packed.packed.untyped_storage().nbytes())}
     assert history.rows.data.numel() == (M + T) * B * D
-    assert all(state is not None and state.untyped_storage().nbytes() <= 4 for state in history.states)
-    assert history.written == [None] * T
+    assert len(history.states) == T + 1
+    assert all(state.untyped_storage().nbytes() <= 4 for state in history.states.values())
+    assert history.written == {}
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])

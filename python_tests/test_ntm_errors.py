@@ -70,7 +70,7 @@ def test_bad_input(
         ({"eps": 0.0}, ValueError, "eps must be positive and finite, got 0.0"),
         ({"eps": -1.0}, ValueError, "eps must be positive and finite, got -1.0"),
         ({"eps": float("nan")}, ValueError, "eps must be positive and finite, got nan"),
-        ({"eps": "small"}, TypeError, "eps must be a float, got str"),
+        ({"eps": "small"}, TypeError, "eps must be a number, got str"),
         ({"eps_placement": "inside"}, ValueError, r"eps_placement must be one of \('root', .*, got 'inside'"),
     ],
     ids=["zero", "negative", "nan", "string", "placement"],

@@ -257,6 +257,7 @@ WRONG = {
         ValueError,
         r"beta must have shape \(P\) = \(11,\), got \(3, 11\)",
     ),
+    "last-text": ("last", "x", TypeError, "last must be a bool, got str"),
     "beta-float": ("beta", 1.0, TypeError, "beta must be a torch.Tensor, got float"),
     "beta-meta": (
         "beta",

@@ -8,11 +8,56 @@ import torch
 from torch import Tensor
 
 
+def is_dense(value: Tensor) -> bool:
+    """Whether ``value`` has strides and memory to read: neither sparse nor nested nor of a vendor's layout."""
+    return value.layout is torch.strided and not value.is_nested
+
+
 def tensor(op: str, name: str, value: object) -> Tensor:
-    """``value`` as a tensor, or ``TypeError``."""
+    """``value`` as a dense tensor, or ``TypeError``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if not is_dense(value):
+        kind = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one")
     return value
+
+
+def values(op: str, name: str, value: Tensor) -> None:
+    """Raise ``ValueError`` for a meta tensor, where the op decides on numbers."""
+    if value.is_meta:
+        raise ValueError(f"{op}: {name} must hold numbers, got a meta tensor")
+
+
+def indices(op: str, name: str, index: Tensor, size: int) -> None:
+    """Raise ``IndexError`` unless every element of ``index`` is in [0, size)."""
+    values(op, name, index)
+    if not index.numel():
+        return
+    low, high = (int(x) for x in index.aminmax())
+    if low < 0 or high >= size:
+        raise IndexError(f"{op}: {name} must be in [0, {size}), got values from {low} to {high}")
+
+
+def integer(op: str, name: str, value: object, lowest: int, end: int | None = None) -> None:
+    """``TypeError`` unless ``value`` is an int, ``ValueError`` unless it is at least ``lowest`` and below ``end``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if value < lowest or (end is not None and value >= end):
+        limit = "" if end is None else f" and below {end}"
+        raise ValueError(f"{op}: {name} must be at least {lowest}{limit}, got {value}")
+
+
+def number(op: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is an int or a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+
+
+def flag(op: str, name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
 
 
 def floating(op: str, name: str, value: object) -> Tensor:

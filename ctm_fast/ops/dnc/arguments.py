@@ -25,7 +25,12 @@ class Beside(NamedTuple):
         """``value`` if it is a floating-point tensor of this shape, of a dtype that goes with the first."""
         like = self.like
         kind = (like.dtype, like.device)
-        if isinstance(value, Tensor) and value.shape == shape and (value.dtype, value.device) == kind:
+        if (
+            isinstance(value, Tensor)
+            and checks.is_dense(value)
+            and value.shape == shape
+            and (value.dtype, value.device) == kind
+        ):
             return value  # a loop of steps never goes further
         found = checks.floating(self.op, name, value)
         checks.rank(self.op, name, found, letters)
@@ -60,7 +65,7 @@ def check_step(
             f"{op}: memory must have slots of the layout's width W = {layout.width}, got {tuple(found.shape)}"
         )
     beside = Beside(op, "memory", found)
-    length = interface.shape[:1] if steps and isinstance(interface, Tensor) else ()
+    length = checks.floating(op, "interface", interface).shape[:1] if steps else ()
     letters = "T, B, I" if steps else "B, I"
     raw = beside.floating("interface", interface, (*length, batch, layout.size), letters)
     checked, dtype = _check_state(beside, state, layout), compute_dtype(found.dtype)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import checks
 from ctm_fast.ops.ntm.layout import STRENGTHS, check_choice, softplus
 
 
@@ -179,6 +180,7 @@ class DncLayout:
 
 
 def check_usage_eps(op: str, name: str, value: float) -> None:
-    """Raise ``ValueError`` unless ``value`` is in [0, 1)."""
+    """``TypeError`` unless ``value`` is a number, ``ValueError`` unless it is in [0, 1)."""
+    checks.number(op, name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{op}: {name} must be in [0, 1), got {value}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast import backend as backends
+from ctm_fast.ops import checks
 from ctm_fast.ops.dnc import autograd, reference
 from ctm_fast.ops.dnc.arguments import check_step
 from ctm_fast.ops.dnc.layout import DncLayout, DncState
@@ -122,6 +123,7 @@ def dnc_sequence(
         TypeError, ValueError: "dnc_sequence: argument must ..., got ...".
     """
     op = "dnc_sequence"
+    checks.flag(op, "trace", trace)
     tensors = check_step(op, memory, interface, state, layout, steps=True)
     native = backends.choose(op, backend, memory) == "native"
     found = _as_given(_run(op, native, *tensors, layout, trace), memory, state)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.halting.reference import check_samples
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
 
 _WEIGHTS = "Tensor probabilities, Tensor samples, int batch, float epsilon, bool force_halt"
@@ -22,7 +22,7 @@ _LIBRARY.define(f"halting_mean_backward(Tensor dout, {_MEAN}) -> (Tensor, Tensor
 
 def _indices(op: str, samples: Tensor, batch: int) -> Tensor:
     """Samples as the kernels take them, int32, checked against B: a bad index never reaches native code."""
-    check_samples(op, samples, batch)
+    checks.indices(op, "samples", samples, batch)
     return samples.to(torch.int32).contiguous()
 
 

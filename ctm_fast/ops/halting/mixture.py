@@ -56,8 +56,9 @@ def halting_weights(
     h = checks.floating(op, "probabilities", probabilities)
     checks.rank(op, "probabilities", h, "R")
     _check_samples(op, samples, "probabilities", h)
-    check_batch(op, batch)
+    checks.integer(op, "batch", batch, 0)
     check_epsilon(op, epsilon)
+    checks.flag(op, "force_halt", force_halt)
     return _run(op, backend, h)(h.to(compute_dtype(h.dtype)), samples, batch, epsilon, force_halt)
 
 
@@ -94,7 +95,7 @@ def halting_mean(
     checks.shape(op, "weights", weights, values.shape[:1], "R")
     checks.like(op, "weights", weights, "values", values, checks.compute_dtypes(values.dtype))
     _check_samples(op, samples, "values", values)
-    check_batch(op, batch)
+    checks.integer(op, "batch", batch, 0)
     state = compute_dtype(values.dtype)
     rows = values.to(state).reshape(values.shape[0], values.shape[1:].numel())
     out = _run(op, backend, values)(rows, weights.to(state), samples, batch)
@@ -131,22 +132,11 @@ def check_reduction(op: str, name: str, value: str) -> None:
         raise ValueError(f"{op}: {name} must be one of {REDUCTIONS}, got {value!r}")
 
 
-def check_batch(op: str, batch: int) -> None:
-    """Raise ``ValueError`` for a negative number of samples."""
-    if batch < 0:
-        raise ValueError(f"{op}: batch must be at least 0, got {batch}")
-
-
 def check_epsilon(op: str, epsilon: float) -> None:
-    """Raise ``ValueError`` unless ``epsilon`` is in [0, 1)."""
+    """``TypeError`` unless ``epsilon`` is a number, ``ValueError`` unless it is in [0, 1)."""
+    checks.number(op, "epsilon", epsilon)
     if not 0 <= epsilon < 1:
         raise ValueError(f"{op}: epsilon must be in [0, 1), got {epsilon}")
-
-
-def check_max_steps(op: str, max_steps: int) -> None:
-    """Raise ``ValueError`` unless at least one substep is allowed."""
-    if max_steps < 1:
-        raise ValueError(f"{op}: max_steps must be at least 1, got {max_steps}")
 
 
 def check_mask(op: str, mask: Tensor, shape: torch.Size, other_name: str, other: Tensor) -> None:

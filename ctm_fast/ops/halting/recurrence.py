@@ -13,7 +13,7 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
 from ctm_fast.ops.halting import recurrence_autograd, recurrence_reference
-from ctm_fast.ops.halting.mixture import check_epsilon, check_mask, check_max_steps
+from ctm_fast.ops.halting.mixture import check_epsilon, check_mask
 from ctm_fast.ops.native import compute_dtype
 
 OP = "adaptive_recurrence"
@@ -90,7 +90,8 @@ def adaptive_recurrence(
     tensors = {name: value for name, value in given.items() if value is not None}
     _check(inputs, tensors, mask)
     check_epsilon(OP, epsilon)
-    check_max_steps(OP, max_steps)
+    checks.integer(OP, "max_steps", max_steps, 1)
+    checks.flag(OP, "rows", rows)
     module = recurrence_autograd if backends.choose(OP, backend, inputs) == "native" else recurrence_reference
     state = compute_dtype(inputs.dtype)
     x, *values = (None if value is None else value.to(state) for value in (inputs, *given.values()))
@@ -106,6 +107,7 @@ def adaptive_recurrence(
 
 def _check(inputs: Tensor, tensors: dict[str, Tensor], mask: Tensor | None) -> None:
     checks.floating(OP, "inputs", inputs)
+    checks.values(OP, "inputs", inputs)
     checks.rank(OP, "inputs", inputs, "T, B, G")
     steps, batch, gates = inputs.shape
     if steps < 1:

@@ -8,12 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def check_samples(op: str, samples: Tensor, batch: int) -> None:
-    """Raise ``IndexError`` unless every index is in [0, B)."""
-    if samples.numel() and (int(samples.min()) < 0 or int(samples.max()) >= batch):
-        found = f"values from {int(samples.min())} to {int(samples.max())}"
-        raise IndexError(f"{op}: samples must be in [0, {batch}), got {found}")
+from ctm_fast.ops import checks
 
 
 def substeps(samples: Tensor, batch: int) -> Tensor:
@@ -34,7 +29,7 @@ def halting_weights(
     force_halt: bool,
 ) -> tuple[Tensor, Tensor]:  # (R), (B)
     """The recurrence over substeps, all samples at once."""
-    check_samples("halting_weights", samples, batch)
+    checks.indices("halting_weights", "samples", samples, batch)
     n = substeps(samples, batch)
     most = int(n.max()) + 1 if n.numel() else 0
     grid = probabilities.new_zeros(most, batch).index_put((n, samples), probabilities)
@@ -56,5 +51,5 @@ def halting_weights(
 
 def halting_mean(values: Tensor, weights: Tensor, samples: Tensor, batch: int) -> Tensor:
     """Sums of weighted rows: values (R, D) -> (B, D)."""
-    check_samples("halting_mean", samples, batch)
+    checks.indices("halting_mean", "samples", samples, batch)
     return values.new_zeros(batch, values.shape[1]).index_add(0, samples, values * weights[:, None])

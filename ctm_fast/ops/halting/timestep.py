@@ -14,7 +14,6 @@ from ctm_fast.ops.halting import substeps
 from ctm_fast.ops.halting.mixture import (
     check_epsilon,
     check_mask,
-    check_max_steps,
     halting_mean,
     halting_weights,
 )
@@ -80,6 +79,8 @@ def adaptive_halting(
     """
     before = as_tuple(state)
     batch = _check(as_tuple(inputs), before, epsilon, max_steps, mask, backend)
+    checks.flag("adaptive_halting", "compaction", compaction)
+    checks.flag("adaptive_halting", "force_halt", force_halt)
     rows = torch.arange(batch, device=before[0].device)
     if mask is not None:
         rows = mask.nonzero().squeeze(1)
@@ -128,6 +129,7 @@ def _check(
     if not state:
         raise ValueError(f"{op}: state must be a tensor or a tuple of at least one, got an empty tuple")
     first = checks.floating(op, "state", state[0])
+    checks.values(op, "state", first)
     for name, value in (*(("state", x) for x in state), *(("inputs", x) for x in inputs)):
         checks.tensor(op, name, value)
         if value.dim() < 1 or value.shape[0] != first.shape[0]:
@@ -137,7 +139,7 @@ def _check(
             )
     check_epsilon(op, epsilon)
     backends.check_name(backend, op)
-    check_max_steps(op, max_steps)
+    checks.integer(op, "max_steps", max_steps, 1)
     if mask is not None:
         check_mask(op, mask, first.shape[:1], "state", first)
     return first.shape[0]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops.nlm import autograd, reference
-from ctm_fast.ops.nlm.arguments import as_seed, check, check_dropout
+from ctm_fast.ops.nlm.arguments import check, check_dropout
 from ctm_fast.ops.nlm.tick import NlmHistory, NlmPack, nlm_pack, nlm_tick
 
 __all__ = ["NlmHistory", "NlmPack", "nlm", "nlm_pack", "nlm_tick"]
@@ -49,8 +49,7 @@ def nlm(
         TypeError, ValueError: "nlm: argument must ..., got ...". RuntimeError if a named backend cannot run.
     """
     weights = check("nlm", history, w1, b1, t1, w2, b2, t2)
-    check_dropout("nlm", dropout)
-    drawn = as_seed("nlm", seed) if dropout > 0.0 else None
+    drawn = check_dropout("nlm", dropout, seed)
     if backends.choose("nlm", backend, history) == "native":
         return autograd.native(history, *weights, dropout=dropout, seed=drawn)
     weights_cast = [w.to(history.dtype) if w is not None else None for w in weights]

@@ -53,34 +53,36 @@ def check(op: str, history: object, *weights: object) -> Weights:
     """The weights, checked by themselves and against ``history`` (B, D, M)."""
     x = checks.floating(op, "history", history)
     checks.rank(op, "history", x, "B, D, M")
+    w1 = checks.floating(op, "w1", weights[0])  # before the others, which are held to it
+    checks.like(op, "w1", w1, "history", x, checks.compute_dtypes(x.dtype))
     checked = check_weights(op, *weights)
-    memory, _, neurons = checked[0].shape
+    memory, _, neurons = w1.shape
     checks.shape(op, "history", x, (x.shape[0], neurons, memory), "B, D, M")
-    checks.like(op, "w1", checked[0], "history", x, checks.compute_dtypes(x.dtype))
     return checked
 
 
-def check_dropout(op: str, p: float) -> None:
-    """Raise ``ValueError`` unless 0 <= p <= 1, ``TypeError`` unless it is a number."""
-    if not isinstance(p, (int, float)):
-        raise TypeError(f"{op}: dropout must be a number, got {type(p).__name__}")
+def check_dropout(op: str, p: float, seed: int | Tensor | None) -> Tensor | None:
+    """The seed as an int64 tensor (1), or None where nothing is dropped; bad arguments raise either way."""
+    checks.number(op, "dropout", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{op}: dropout must be in [0, 1], got {p}")
+    if seed is not None:
+        seed = _as_seed(op, seed)
+    if p == 0.0:
+        return None
+    return draw_seed() if seed is None else seed
 
 
-def as_seed(op: str, seed: int | Tensor | None) -> Tensor:
-    """An int64 tensor of shape (1,) from what the caller gave."""
-    if seed is None:
-        return draw_seed()
-    if isinstance(seed, int):
+def _as_seed(op: str, seed: object) -> Tensor:
+    if isinstance(seed, int) and not isinstance(seed, bool):
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"{op}: seed must fit 64 signed bits, got {seed}")
         return torch.tensor([seed], dtype=torch.int64)
+    expected = f"{op}: seed must be an int or an int64 tensor with one element"
     if not isinstance(seed, Tensor):
-        raise TypeError(
-            f"{op}: seed must be an int or an int64 tensor with one element, got {type(seed).__name__}"
-        )
+        raise TypeError(f"{expected}, got {type(seed).__name__}")
+    checks.tensor(op, "seed", seed)
+    checks.values(op, "seed", seed)
     if seed.dtype != torch.int64 or seed.numel() != 1:
-        got = f"{seed.dtype} of shape {tuple(seed.shape)}"
-        raise TypeError(f"{op}: seed must be an int or an int64 tensor with one element, got {got}")
+        raise TypeError(f"{expected}, got {seed.dtype} of shape {tuple(seed.shape)}")
     return seed.reshape(1)

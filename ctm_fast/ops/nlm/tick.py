@@ -22,8 +22,9 @@ from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import NO_DROPOUT, Drop, drop_args, empty, zeros
 from ctm_fast.ops.nlm import autograd, reference
-from ctm_fast.ops.nlm.arguments import Weights, as_seed, check_dropout, check_weights
+from ctm_fast.ops.nlm.arguments import Weights, check_dropout, check_weights
 
+MAX_COUNT = 2**31  # of samples and of ticks: a history beyond has no address
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -55,15 +56,9 @@ class NlmPack:
         start = checks.floating("nlm_tick", "start", start)
         checks.shape("nlm_tick", "start", start, (self.neurons, self.memory), "D, M")
         checks.like("nlm_tick", "start", start, "w1", self.weights[0], (self.weights[0].dtype,))
-        if not isinstance(batch, int) or not isinstance(ticks, int):
-            names = f"{type(batch).__name__} and {type(ticks).__name__}"
-            raise TypeError(f"nlm_tick: batch and ticks must be int, got {names}")
-        if batch < 0 or ticks < 1:
-            raise ValueError(f"nlm_tick: batch must be >= 0 and ticks >= 1, got {batch} and {ticks}")
-        check_dropout("nlm_tick", dropout)
-        return NlmHistory(
-            self, start, batch, ticks, dropout, as_seed("nlm_tick", seed) if dropout > 0.0 else None
-        )
+        checks.integer("nlm_tick", "batch", batch, 0, MAX_COUNT)
+        checks.integer("nlm_tick", "ticks", ticks, 1, MAX_COUNT)
+        return NlmHistory(self, start, batch, ticks, dropout, check_dropout("nlm_tick", dropout, seed))
 
 
 class _Rows:
@@ -107,10 +102,10 @@ class NlmHistory:
         self.packed, self.start, self.batch, self.ticks = packed, start, batch, ticks
         self.dropout, self.seed = dropout, seed
         self.computed = 0
-        self.written: list[Tensor | None] = [None] * ticks
-        self._grad_mode: list[bool | None] = [None] * ticks
+        self.written: dict[int, Tensor] = {}
+        self._grad_mode: dict[int, bool] = {}
         self.rows: _Rows | None = None
-        self.states: list[Tensor | None] = [None] * (ticks + 1)
+        self.states: dict[int, Tensor] = {}
         if packed.backend == "native" and not torch.compiler.is_compiling():
             self.rows = _Rows(packed, start, batch, ticks, drop_args(dropout, seed))
             self.states[0] = _Start.apply(packed.packed, start, self.rows)
@@ -123,7 +118,7 @@ class NlmHistory:
         checks.like(
             "nlm_tick", "pre_activation", s, "w1", self.packed.weights[0], (self.packed.weights[0].dtype,)
         )
-        if self._grad_mode[t] not in (None, torch.is_grad_enabled()):
+        if self._grad_mode.get(t) not in (None, torch.is_grad_enabled()):
             raise RuntimeError(
                 "nlm_tick: reentrant checkpointing would lose gradients, use use_reentrant=False"
             )
@@ -141,12 +136,12 @@ class NlmHistory:
     def window(self, t: int) -> Tensor:
         """(B, D, M): what the neurons see at tick ``t``, through autograd; used by the reference backend."""
         start = self.start.t().unsqueeze(1).expand(-1, self.batch, -1)
-        rows = [*start.unbind(0), *(x for x in self.written[: t + 1] if x is not None)]
+        rows = [*start.unbind(0), *(x for x in map(self.written.get, range(t + 1)) if x is not None)]
         return torch.stack(rows[t + 1 : t + 1 + self.packed.memory], -1)
 
 
 def _check_tick(t: int, ticks: int) -> None:
-    if not isinstance(t, int):
+    if not isinstance(t, int) or isinstance(t, bool):
         raise TypeError(f"nlm_tick: t must be an int, got {type(t).__name__}")
     if not 0 <= t < ticks:
         raise IndexError(f"nlm_tick: t must be in [0, {ticks}), got {t}")
@@ -185,13 +180,17 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
     as ``ops.nlm`` on the window; the weight gradients are computed once for all ticks.
 
     Raises:
+        TypeError: ``packed``, ``history`` or ``t`` is something else.
         ValueError: ``history`` belongs to another pack, or tick ``t`` or an earlier one was not written.
         IndexError: ``t`` is outside [0, T).
     """
+    for name, value, kind in (("packed", packed, NlmPack), ("history", history, NlmHistory)):
+        if not isinstance(value, kind):
+            raise TypeError(f"nlm_tick: {name} must be an {kind.__name__}, got {type(value).__name__}")
     if history.packed is not packed:
         raise ValueError("nlm_tick: history must come from packed.history(), got one of another pack")
     _check_tick(t, history.ticks)
-    s = history.written[t]
+    s = history.written.get(t)
     if s is None:
         raise ValueError(f"nlm_tick: history[{t}] must be written before tick {t} is computed")
     if t > history.computed:
@@ -206,7 +205,7 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
         raise RuntimeError(
             "nlm_tick: history must be made inside the compiled function, got one made outside"
         )
-    history.written[t] = None  # the rows hold it from now on
+    del history.written[t]  # the rows hold it from now on
     z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
     return z
 

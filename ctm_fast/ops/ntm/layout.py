@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctm_fast.ops import checks
+
 ORDERS = ("write_read", "read_write", "previous_read")
 KEYS = ("linear", "tanh")
 ADDS = ("linear", "tanh", "sigmoid")
@@ -157,8 +159,7 @@ def check_choice(op: str, name: str, value: object, known: tuple[str, ...]) -> N
 
 def check_eps(op: str, eps: object, placement: object) -> None:
     """Raise unless ``eps`` is a positive finite number and ``placement`` a known one."""
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
-        raise TypeError(f"{op}: eps must be a float, got {type(eps).__name__}")
+    checks.number(op, "eps", eps)
     if not 0.0 < eps < float("inf"):
         raise ValueError(f"{op}: eps must be positive and finite, got {eps}")
     check_choice(op, "eps_placement", placement, EPS_PLACEMENTS)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, overload
 from torch import Tensor
 
 from ctm_fast import backend as backends
+from ctm_fast.ops import checks
 from ctm_fast.ops.ntm import autograd, reference
 from ctm_fast.ops.ntm.arguments import cast, check_step
 from ctm_fast.ops.ntm.layout import NtmLayout
@@ -119,6 +120,7 @@ def ntm_sequence(
         TypeError, ValueError: "ntm_sequence: argument must ..., got ...".
     """
     op = "ntm_sequence"
+    checks.flag(op, "trace", trace)
     tensors = check_step(op, memory, interface, read_weights, write_weights, layout, steps=True)
     if backends.choose(op, backend, memory) == "native" and interface.shape[0]:
         reads, new, read, write = autograd.run(op, *tensors, layout.encoded, layout.eps, trace)

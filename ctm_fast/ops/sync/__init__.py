@@ -59,6 +59,7 @@ def sync(
     state = compute_dtype(z.dtype)
     alpha = _state("alpha", alpha, (z.shape[1], decay.shape[0]), "B, P", z, state)
     beta = _state("beta", beta, (decay.shape[0],), "P", z, state)
+    checks.flag("sync", "last", last)
     run = autograd.native if backends.choose("sync", backend, z) == "native" else reference.sync
     s, alpha, beta = run(z.to(state), left, right, decay.to(state), alpha, beta, last)
     return s.to(z.dtype), alpha, beta

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
-from ctm_fast.ops.sync.reference import check_indices
 
 _ARGUMENTS = "Tensor z, Tensor left, Tensor right, Tensor decay, Tensor alpha, Tensor beta, bool last"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
@@ -21,8 +21,8 @@ _LIBRARY.define(
 
 def pairs(z: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Indices as the kernels take them, int32, checked against D: a bad index never reaches native code."""
-    check_indices(left, "left", z.shape[2])
-    check_indices(right, "right", z.shape[2])
+    checks.indices("sync", "left", left, z.shape[2])
+    checks.indices("sync", "right", right, z.shape[2])
     return left.to(torch.int32).contiguous(), right.to(torch.int32).contiguous()
 
 

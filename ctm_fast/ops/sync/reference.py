@@ -8,12 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def check_indices(index: Tensor, name: str, neurons: int) -> None:
-    """Raise ``IndexError`` unless every index is in [0, D)."""
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= neurons):
-        found = f"values from {int(index.min())} to {int(index.max())}"
-        raise IndexError(f"sync: {name} must be in [0, {neurons}), got {found}")
+from ctm_fast.ops import checks
 
 
 def sync(
@@ -27,8 +22,8 @@ def sync(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The recurrence, tick by tick."""
     if not torch.compiler.is_compiling():
-        check_indices(left, "left", z.shape[2])
-        check_indices(right, "right", z.shape[2])
+        checks.indices("sync", "left", left, z.shape[2])
+        checks.indices("sync", "right", right, z.shape[2])
     r = torch.exp(-decay)
     ticks = []
     for activation in z:
