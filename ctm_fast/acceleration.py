@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.modules.dropout import _DropoutNd
 
 from ctm_fast import backend, forward
 
@@ -39,7 +41,8 @@ _INPUTS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 3}  # arguments of the publ
 _classes: dict[tuple[type, str], type] = {}
 _TOLERANCE = 1e-3  # of the check on the first call: float32 rounding over a memory's length stays far below
 _TOLERANCE_16_BIT = 5e-2
-_CHECKED = "_ctm_fast_checked"
+_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: training mode -> whether both forwards agree
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def accelerate(model: Model) -> Model:
@@ -51,9 +54,11 @@ def accelerate(model: Model) -> Model:
     dropout, the lazy first call, state_dict, deepcopy, pickle and DDP work as before. Submodules of your own,
     with hooks or with parametrizations are called as they are, and so are pieces that a subclass overrides.
 
-    The first call runs the original beside the fast forward on one sample, in eval mode, for at most one tick more
-    than the memory is long. If they differ, the model keeps its original forward and the logger ``ctm_fast``
-    says so once. Calls with arguments that the published forward does not have run the original.
+    A forward that wraps an inherited one, by ``super().forward``, stays around the fast one. Otherwise the first call
+    in eval mode and the first in training mode run the original beside the fast forward: two samples, without
+    dropout, for at most one tick more than the memory is long. If they return something else, or write other
+    attributes of the model or of its parts, the original forward stays in that mode and the logger ``ctm_fast``
+    warns once. Calls with arguments that the published forward does not have run the original.
 
     Set ``model.recompute_synapses = True`` to keep no synapse activations for the backward pass; they are
     computed again there.
@@ -93,7 +98,7 @@ def restore(model: Model) -> Model:
     for module in model.modules():
         if _is_accelerated(module):
             module.__dict__.pop(_CHECKED, None)
-            module.__class__ = type(module).__mro__[1]
+            module.__class__ = type(module).__bases__[0]
     return model
 
 
@@ -133,9 +138,34 @@ def _is_accelerated(module: nn.Module) -> bool:
 
 
 def _accelerated(cls: type, kind: str) -> type:
-    """A subclass of ``cls`` under its own name whose forward is the fast one."""
-    if (cls, kind) in _classes:
-        return _classes[cls, kind]
+    """A subclass of ``cls`` under its own name that runs the fast forward.
+
+    Where the forward of ``cls`` wraps an inherited one, the fast one stands in for that: what the wrapper does
+    around it stays.
+    """
+    if (cls, kind) not in _classes:
+        owner = next(c for c in cls.__mro__ if "forward" in c.__dict__ and not forward.wraps_inherited(c))
+        if owner is cls:
+            _classes[cls, kind] = _subclass(cls, (cls,), kind, forward=_fast_forward(owner, kind))
+        else:
+            _classes[cls, kind] = _subclass(cls, (cls, _accelerated(owner, kind)), kind)
+    return _classes[cls, kind]
+
+
+def _subclass(cls: type, bases: tuple[type, ...], kind: str, **body: Any) -> type:
+    def reduce(self: Any, _protocol: Any) -> Any:
+        return _rebuild, (cls, kind), self.__getstate__()
+
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, bases, {forward.ACCELERATED: kind, "__reduce_ex__": reduce, **names, **body})
+
+
+def _rebuild(cls: type, kind: str) -> Any:
+    return object.__new__(_accelerated(cls, kind))
+
+
+def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
+    """The method that runs the fast forward in place of that of ``cls``, wherever the two agree."""
     original = cls.forward  # type: ignore[attr-defined]
     signature = inspect.signature(original)
     own, *names = list(signature.parameters)[: _INPUTS[kind] + 1]
@@ -150,73 +180,101 @@ def _accelerated(cls: type, kind: str) -> type:
             return original(self, *args, **kwargs)
         bound.apply_defaults()
         inputs = [bound.arguments[name] for name in names]
-        if _CHECKED not in self.__dict__:
-            self.__dict__[_CHECKED] = _agrees(self, kind, original, inputs)
-        if not self.__dict__[_CHECKED]:
+        checked = self.__dict__.setdefault(_CHECKED, {})
+        if self.training not in checked:
+            checked[self.training] = _agrees(self, kind, original, inputs)
+        if not checked[self.training]:
             return original(self, *args, **kwargs)
         return getattr(forward, kind)(self, *inputs)
 
-    def reduce(self: Any, _protocol: Any) -> Any:
-        return _rebuild, (cls, kind), self.__getstate__()
-
-    body = {
-        forward.ACCELERATED: kind, "forward": fast_forward, "__reduce_ex__": reduce,
-        "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
-    }  # fmt: skip
-    _classes[cls, kind] = type(cls.__name__, (cls,), body)
-    return _classes[cls, kind]
-
-
-def _rebuild(cls: type, kind: str) -> Any:
-    return object.__new__(_accelerated(cls, kind))
+    return fast_forward
 
 
 def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
-    """Whether both forwards give the same on one sample in eval mode; says so if not."""
+    """Whether both forwards give and write the same on few samples in the mode at hand; says so if not."""
     dtype = model.start_trace.dtype
-    sample = [_first(value, dtype) for value in inputs]
+    samples = [_few(value, dtype) for value in inputs]
+    expected, written = _observe(model, original, samples)
     reason = f"it computes something else than the published {kind} CTM"
-    with _probed(model):
-        expected = original(model, *sample)
-        try:
-            found = getattr(forward, kind)(model, *sample)
-        except (
-            Exception
-        ) as error:  # the forward of a fork must go on where the fast one cannot read its parts
-            found, reason = None, f"the fast one of the {kind} CTM raised {type(error).__name__}: {error}"
-    if _same(expected, found, _TOLERANCE if torch.finfo(dtype).bits > 16 else _TOLERANCE_16_BIT):
+    try:
+        found, own = _observe(model, getattr(forward, kind), samples)
+    except Exception as error:  # the forward of a fork must go on where the fast one cannot read its parts
+        found, own = None, written
+        reason = f"the fast one of the {kind} CTM raised {type(error).__name__}: {error}"
+    if written != own:
+        reason = f"the fast one does not write the same attributes: {', '.join(sorted(written ^ own))}"
+    elif _same(expected, found, _TOLERANCE if torch.finfo(dtype).bits > 16 else _TOLERANCE_16_BIT):
         return True
-    logger.warning("accelerate: %s keeps its own forward, %s", type(model).__name__, reason)
+    mode = "training" if model.training else "eval"
+    logger.warning("accelerate: %s keeps its own forward, %s (%s mode)", type(model).__name__, reason, mode)
     return False
 
 
-@contextmanager
-def _probed(model: Any) -> Iterator[None]:
-    """A memory's length of ticks, eval mode, no autocast, no hooks, no gradients; all as before afterwards."""
+def _observe(model: Any, run: Callable[..., Any], inputs: list[Any]) -> tuple[Any, set[str]]:
+    """What ``run`` gives without dropout, hooks, autocast and gradients, and the attributes that it writes.
+
+    For at most one tick more than the memory is long. Everything that it writes is undone.
+    """
     device = model.start_trace.device.type
-    kept = {key: model.__dict__[key] for key in ("iterations", "kv_features") if key in model.__dict__}
     storages = [(parameter, parameter.data) for parameter in model.parameters()]
-    parts = [(part, part.training, part._forward_hooks, part._forward_pre_hooks) for part in model.modules()]
+    names = {part: name for name, part in model.named_modules() if not isinstance(part, ScriptModule)}
+    kept = {part: part.__dict__ for part in names}
     try:
-        for part, *_ in parts:
-            part.training = False
-            part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()
+        for part, own in kept.items():
+            object.__setattr__(part, "__dict__", _stand_in(part, own))
         model.iterations = min(model.iterations, model.start_trace.shape[-1] + 1)
         with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
-            yield
+            torch.default_generator.manual_seed(0)
+            found = run(model, *inputs)
+        changed = {(part, key) for part, own in kept.items() for key in _differences(own, part.__dict__)}
+        return found, {f"{names[part]}.{key}".lstrip(".") for part, key in changed}
     finally:
-        for part, *before in parts:
-            part.training, part._forward_hooks, part._forward_pre_hooks = before
+        for part, own in kept.items():
+            object.__setattr__(part, "__dict__", own)
         for parameter, data in storages:
             parameter.data = data  # the published forward puts clamped decays into storages of their own
-        model.__dict__.update(kept)
 
 
-def _first(value: Any, dtype: torch.dtype) -> Any:
-    """The first sample of every tensor, floating-point ones in the dtype of the model."""
+def _stand_in(part: nn.Module, own: dict[str, Any]) -> dict[str, Any]:
+    """Attributes for a run that must leave the part as it is: containers and buffers of their own, no dropout."""
+    found = {key: copy.copy(x) if type(x) in _CONTAINERS else x for key, x in own.items()}
+    found["_buffers"] = {key: None if x is None else x.clone() for key, x in own["_buffers"].items()}
+    found["_forward_hooks"], found["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
+    if isinstance(part, _DropoutNd):
+        found["p"] = 0.0
+    if isinstance(part, nn.MultiheadAttention):
+        found["dropout"] = 0.0
+    return found
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names of attributes and buffers that are not as they were."""
+    old, new = _attributes(before), _attributes(after)
+    return [
+        *(old.keys() ^ new.keys()),
+        *(key for key in old.keys() & new.keys() if _differs(old[key], new[key])),
+    ]
+
+
+def _attributes(own: dict[str, Any]) -> dict[str, Any]:
+    return {key: x for key, x in own.items() if key != "_buffers"} | own["_buffers"]
+
+
+def _differs(before: Any, after: Any) -> bool:
+    """Whether a value is another one now; of a container, whether one of its elements is."""
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return before is not after and not torch.equal(before, after)
+    if type(before) not in _CONTAINERS or type(before) is not type(after):
+        return before is not after
+    old, new = ([*x, *x.values()] if isinstance(x, dict) else list(x) for x in (before, after))
+    return len(old) != len(new) or any(a is not b for a, b in zip(old, new, strict=True))
+
+
+def _few(value: Any, dtype: torch.dtype) -> Any:
+    """The first two samples of every tensor, a batch for BatchNorm; floating-point ones in the model's dtype."""
     if isinstance(value, Tensor) and value.dim():
-        return value[:1].to(dtype) if value.is_floating_point() else value[:1]
-    return tuple(_first(item, dtype) for item in value) if isinstance(value, tuple | list) else value
+        return value[:2].to(dtype) if value.is_floating_point() else value[:2]
+    return tuple(_few(item, dtype) for item in value) if isinstance(value, tuple | list) else value
 
 
 def _same(expected: Any, found: Any, tolerance: float) -> bool:

@@ -7,6 +7,7 @@ to rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, 
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from functools import lru_cache
 from typing import Any
@@ -59,11 +60,18 @@ def contains(model: Any, kind: str) -> bool:
     )
 
 
+@lru_cache(maxsize=64)
+def wraps_inherited(cls: type) -> bool:
+    """Whether the forward that ``cls`` defines calls that of its base, as ``super().forward``."""
+    code = getattr(inspect.unwrap(cls.__dict__["forward"]), "__code__", None)
+    return code is not None and {"super", "forward"} <= set(code.co_names)
+
+
 def _redefines(model: Any, names: frozenset[str]) -> bool:
     for cls in type(model).__mro__:
         if cls.__dict__.get(ACCELERATED, False):
             continue
-        if "forward" in cls.__dict__:
+        if "forward" in cls.__dict__ and not wraps_inherited(cls):
             break
         if not names.isdisjoint(cls.__dict__):
             return True

@@ -1,8 +1,10 @@
 """Hooks fire as before, and models that compute something else keep their own forward."""
 
+import pickle
+
 import pytest
 import torch
-from foreign_cases import agree, build, copies, evaluate, tensors
+from foreign_cases import agree, build, copies, evaluate, tensors, to
 from foreign_models import ThoughtMachine, example
 
 import ctm_fast
@@ -52,7 +54,7 @@ class Impatient(ThoughtMachine):
     """Computes something else in its forward."""
 
     def forward(self, x, track=False):
-        predictions, *rest = super().forward(x, track)
+        predictions, *rest = ThoughtMachine.forward(self, x, track)
         return 0.5 * predictions, *rest
 
 
@@ -64,7 +66,82 @@ def test_other_forward_keeps_itself_and_says_so_once(caplog):
     agree(original, fast, inputs, 0.0)
     agree(original, fast, inputs, 0.0)
     assert len(caplog.messages) == 1
+    assert caplog.records[0].levelname == "WARNING"
     assert "Impatient keeps its own forward" in caplog.messages[0]
+
+
+class Patient(ThoughtMachine):
+    """Wraps the inherited forward: counts, remembers, and changes what it returns in training."""
+
+    calls = 0
+
+    def forward(self, x, track=False):
+        self.calls += 1
+        predictions, *rest = super().forward(x, track)
+        self.seen.append(predictions.detach().sum().item())
+        return predictions * (2 if self.training else 1), *rest
+
+
+def test_a_wrapped_forward_keeps_its_wrapper(caplog, monkeypatch):
+    model, inputs = build("base")
+    model.__class__, model.seen = Patient, []
+    original, fast = copies(model, 2)
+    ctm_fast.accelerate(fast)
+    for mode in (True, False):
+        agree(original.train(mode), fast.train(mode), inputs)
+    assert fast.calls == original.calls == 2
+    assert fast.seen == pytest.approx(original.seen)
+    copied, expected = pickle.loads(pickle.dumps(fast)), original(*to(inputs, torch.float64))[0]
+    monkeypatch.delattr(ThoughtMachine, "think")  # the published forward cannot run from here on
+    for each in (fast, copied):
+        torch.testing.assert_close(each(*to(inputs, torch.float64))[0], expected)
+    assert type(ctm_fast.restore(fast)) is Patient
+    assert caplog.messages == []
+
+
+class Rewritten(ThoughtMachine):
+    """A forward of its own with the published result, and one more effect, by name."""
+
+    effect = "calls"
+
+    def forward(self, x, track=False):
+        predictions, *rest = ThoughtMachine.forward(self, x, track)
+        if self.effect == "calls":
+            self.calls = getattr(self, "calls", 0) + 1
+        elif self.effect == "seen":
+            self.seen.append(x.shape)
+        elif self.effect == "steps":
+            self.steps += 1
+        elif self.effect == "training" and self.training:
+            predictions = 2 * predictions
+        return predictions, *rest
+
+
+@pytest.mark.parametrize("effect", ["calls", "seen", "steps", "training"])
+def test_other_effects_keep_the_forward(effect, caplog):
+    model, inputs = build("base", dropout=0.1)
+    model.__class__, model.effect, model.seen = Rewritten, effect, []
+    model.register_buffer("steps", torch.zeros(1))
+    ctm_fast.accelerate(model)
+    for _ in range(2):
+        model(*inputs)
+    done = {"calls": getattr(model, "calls", 0), "seen": len(model.seen), "steps": model.steps.item()}
+    assert done == {"calls": 0, "seen": 0, "steps": 0} | ({effect: 2} if effect in done else {})
+    assert len(caplog.messages) == 1
+    reason = "computes something else" if effect == "training" else f"not write the same attributes: {effect}"
+    assert reason in caplog.messages[0] and caplog.messages[0].endswith("(training mode)")
+    model.eval()(*inputs)
+    assert len(caplog.messages) == (1 if effect == "training" else 2)
+
+
+def test_batch_norm_sees_the_first_call_once():
+    model, inputs = build("qamnist")
+    original, fast = copies(model, 2)
+    for each in (original, ctm_fast.accelerate(fast)):
+        each(*inputs)
+    expected = dict(original.named_buffers())
+    for name, buffer in fast.named_buffers():
+        torch.testing.assert_close(buffer, expected[name], msg=name)
 
 
 class Fork(ThoughtMachine):

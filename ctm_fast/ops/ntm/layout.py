@@ -157,7 +157,7 @@ def check_choice(op: str, name: str, value: object, known: tuple[str, ...]) -> N
         raise ValueError(f"{op}: {name} must be one of {known}, got {value!r}")
 
 
-def check_eps(op: str, eps: object, placement: object) -> None:
+def check_eps(op: str, eps: float, placement: object) -> None:
     """Raise unless ``eps`` is a positive finite number and ``placement`` a known one."""
     checks.number(op, "eps", eps)
     if not 0.0 < eps < float("inf"):
