@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.baselines import dnc as strong
-from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.memory import storages_of
+from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred, trained
 from ctm_fast import ops
 from ctm_fast.ops import DncLayout, DncState
 from ctm_fast.ops.dnc import reference
@@ -85,37 +86,25 @@ class Problem:
         """Strong eager, of dense links."""
         return strong.sequence(self.memory, self.interface, self.state, self.layout)
 
-    def trained(self, forward: Callable[[], Found]) -> Provider:
-        """Forward and backward."""
+    def provider(self, forward: Callable[[], Found], train: bool) -> Provider:
+        """Forward, with ``train`` also backward from all results."""
 
-        def step() -> list[Tensor]:
-            results = self.flat(forward())
-            return [*results, *torch.autograd.grad(results, self.inputs, self.gradients)]
+        def flat() -> list[Tensor]:
+            return self.flat(forward())
 
-        return Provider(step, step, forward)
-
-    def inferred(self, forward: Callable[[], Found]) -> Provider:
-        """Forward without a graph."""
-
-        def step() -> list[Tensor]:
-            with torch.no_grad():
-                return self.flat(forward())
-
-        return Provider(step, step)
+        return trained(flat, self.inputs, self.gradients) if train else inferred(flat)
 
 
 def case(n: Sizes, train: bool) -> Case:
     """Every provider of one row; the eager one of sparse links is the reference alone."""
     p = Problem(n)
-    provider = p.trained if train else p.inferred
     forwards = {REFERENCE: p.published, STRONG: p.published if n.K else p.strong, OWN: p.own}
-    addresses = {x.data_ptr() for x in p.inputs}
     return Case(
-        {name: provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: provider(partial(p.published, torch.compile(reference.step))),
+        {name: p.provider(forward, train) for name, forward in forwards.items()},
+        compiled=lambda: p.provider(partial(p.published, torch.compile(reference.step)), train),
         ticks=n.T,
         moved_bytes=least_bytes(p, train),
-        excluded=lambda x: x.untyped_storage().data_ptr() in addresses,
+        excluded=storages_of(p.inputs),
     )
 
 

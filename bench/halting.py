@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.baselines import halting as plain
 from bench.memory import storages_of
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
 from ctm_fast.models import presets
 
 HALTING_BIAS, HALTING_SCALE, MAX_STEPS = -1.0, 3.0, 20
@@ -62,8 +62,7 @@ class Problem:
     def provider(self, forward: Forward) -> Provider:
         """Training step or inference with ``forward``."""
         if not self.training:
-            run = torch.no_grad()(lambda: list(forward(self.model, self.inputs)))
-            return Provider(run, run)
+            return inferred(lambda: forward(self.model, self.inputs))
         step = partial(self._step, forward)
         return Provider(step, step, lambda: forward(self.model, self.inputs))
 
@@ -81,7 +80,7 @@ def case(config: Config, training: bool, **overrides: Any) -> Case:
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(partial(plain.usual, step=torch.compile(plain.substep))),
-        excluded=storages_of(p.model),
+        excluded=storages_of([*p.model.parameters(), *p.model.buffers()]),
     )
 
 

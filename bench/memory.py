@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def hook_bytes(forward: Callable[[], object], excluded: Callable[[Tensor], bool]
     return total
 
 
-def storages_of(module: torch.nn.Module) -> Callable[[Tensor], bool]:
-    """Whether a tensor shares its storage with a parameter or buffer of ``module``."""
-    addresses = {x.untyped_storage().data_ptr() for x in (*module.parameters(), *module.buffers())}
+def storages_of(tensors: Iterable[Tensor]) -> Callable[[Tensor], bool]:
+    """Whether a tensor shares its storage with one of ``tensors``."""
+    addresses = {x.untyped_storage().data_ptr() for x in tensors}
     return lambda x: x.untyped_storage().data_ptr() in addresses

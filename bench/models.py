@@ -23,7 +23,7 @@ import ctm_fast
 from bench import losses
 from bench.baselines import compiled, ctm, rl
 from bench.memory import hook_bytes, storages_of
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
 from ctm_fast.models import Agent, ContinuousThoughtMachineRL, presets
 
 RL_STEPS = 10
@@ -138,8 +138,7 @@ class Problem:
     def provider(self, forward: Forward) -> Provider:
         """Training step or inference with ``forward``."""
         if not self.training:
-            run = torch.no_grad()(lambda: list(forward(self.model, *self.inputs)))
-            return Provider(run, run)
+            return inferred(lambda: forward(self.model, *self.inputs))
         return Provider(
             partial(self._step, forward),
             partial(self._check, forward),
@@ -174,7 +173,7 @@ def case(config: Config, batch: int, training: bool, own: Forward = _own) -> Cas
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(compiled_forward(config.kind)),
         estimate=p.kept_estimate if training and config.kind != "rl" else None,
-        excluded=storages_of(p.pristine),
+        excluded=storages_of([*p.pristine.parameters(), *p.pristine.buffers()]),
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import ctm_fast
 from bench.baselines import nlm as strong
-from bench.memory import hook_bytes
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.memory import hook_bytes, storages_of
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Row, Targets, inferred, trained
 from ctm_fast import ops
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.ops.native import NO_DROPOUT
@@ -109,23 +109,17 @@ class Problem:
         return lambda: [models(self.window)]
 
 
-def forward_only(run: Callable[[], list[Tensor]]) -> Provider:
-    """A provider without gradients."""
-    run = torch.no_grad()(run)
-    return Provider(run, run)
-
-
 def tick_case(size: Size) -> Case:
     """Forward of all ticks, weights packed or permuted beforehand."""
     p = Problem(size, TICKS)
     with torch.no_grad():
         permuted, packed = strong.permute(*p.weights), ops.nlm_pack(*p.weights)
     providers = {
-        REFERENCE: forward_only(p.reference_ticks),
-        STRONG: forward_only(lambda: p.strong_ticks(permuted)),
-        OWN: forward_only(lambda: p.own_ticks(packed)),
+        REFERENCE: inferred(p.reference_ticks),
+        STRONG: inferred(lambda: p.strong_ticks(permuted)),
+        OWN: inferred(lambda: p.own_ticks(packed)),
     }
-    return Case(providers, compiled=lambda: forward_only(p.compiled_ticks()), ticks=TICKS)
+    return Case(providers, compiled=lambda: inferred(p.compiled_ticks()), ticks=TICKS)
 
 
 def call_case(size: Size) -> Case:
@@ -161,8 +155,8 @@ def _window_case(
 ) -> Case:
     runs = {REFERENCE: p.reference_window, STRONG: strong_eager, OWN: own}
     return Case(
-        {name: forward_only(run) for name, run in runs.items()},
-        compiled=lambda: forward_only(p.compiled_window()),
+        {name: inferred(run) for name, run in runs.items()},
+        compiled=lambda: inferred(p.compiled_window()),
     )
 
 
@@ -171,22 +165,13 @@ def train_case(size: Size) -> Case:
     p = Problem(size, TICKS)
     gradients = [torch.randn(size.B, size.D) for _ in range(TICKS)]
     leaves = [*p.weights, p.start, *p.inputs]
-
-    def step(forward: Callable[[], list[Tensor]]) -> list[Tensor]:
-        out = forward()
-        return [*out, *torch.autograd.grad(out, leaves, gradients)]
-
-    def provider(forward: Callable[[], list[Tensor]]) -> Provider:
-        return Provider(partial(step, forward), partial(step, forward), forward)
-
     runs = {REFERENCE: p.reference_ticks, STRONG: p.strong_ticks, OWN: p.own_ticks}
-    addresses = {x.data_ptr() for x in leaves}
     return Case(
-        {name: provider(run) for name, run in runs.items()},
-        compiled=lambda: provider(p.compiled_ticks()),
+        {name: trained(run, leaves, gradients) for name, run in runs.items()},
+        compiled=lambda: trained(p.compiled_ticks(), leaves, gradients),
         ticks=TICKS,
         estimate=lambda: float(TICKS * hook_bytes(Problem(size, ticks=1).reference_ticks)),
-        excluded=lambda x: x.untyped_storage().data_ptr() in addresses,
+        excluded=storages_of(leaves),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bench.baselines import ntm as plain
-from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.memory import storages_of
+from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred, trained
 from ctm_fast import ops
 
 T, N, W = 40, 128, 20
@@ -25,15 +26,16 @@ Forward = Callable[[], list[Tensor]]
 class Problem:
     """Raw interface vectors of all steps, the state before them, and gradients of the results."""
 
-    def __init__(self, batch: int, slots: int = N, steps: int = T) -> None:
+    def __init__(self, batch: int) -> None:
         self.layout = plain.layout(width=W)
-        self.interface = torch.randn(steps, batch, self.layout.size).requires_grad_()
-        read, write = torch.randn(2, batch, 1, slots).softmax(3).unbind(0)
-        memory = torch.randn(batch, slots, W)
+        self.interface = torch.randn(T, batch, self.layout.size).requires_grad_()
+        read, write = torch.randn(2, batch, 1, N).softmax(3).unbind(0)
+        memory = torch.randn(batch, N, W)
         self.state: plain.State = (
             memory.requires_grad_(), read.detach().requires_grad_(), write.detach().requires_grad_(),
         )  # fmt: skip
-        self.gradient = torch.randn(steps, batch, 1, W)
+        self.leaves = (self.interface, *self.state)
+        self.gradients = (torch.randn(T, batch, 1, W), torch.ones_like(memory))
 
     def sequence(self) -> list[Tensor]:
         """All steps in one call."""
@@ -52,17 +54,7 @@ class Problem:
 
     def provider(self, forward: Forward, training: bool) -> Provider:
         """Forward, with ``training`` also backward from the reads and the last memory."""
-        if not training:
-            run = torch.no_grad()(forward)
-            return Provider(run, run)
-
-        def step() -> list[Tensor]:
-            found = forward()
-            wanted = (self.interface, *self.state)
-            cotangents = (self.gradient, torch.ones_like(found[1]))
-            return [*found, *torch.autograd.grad(found[:2], wanted, cotangents)]
-
-        return Provider(step, step, forward)
+        return trained(forward, self.leaves, self.gradients) if training else inferred(forward)
 
 
 def case(batch: int, training: bool, whole: bool) -> Case:
@@ -73,13 +65,12 @@ def case(batch: int, training: bool, whole: bool) -> Case:
         STRONG: p.loop(plain.strong),
         OWN: p.sequence if whole else p.loop(p.own_step),
     }
-    leaves = {x.data_ptr() for x in (p.interface, *p.state)}
     return Case(
         {name: p.provider(forward, training) for name, forward in forwards.items()},
         compiled=lambda: p.provider(p.loop(torch.compile(plain.usual)), training),
         ticks=T,
         moved_bytes=least_bytes(p, training),
-        excluded=lambda x: x.untyped_storage().data_ptr() in leaves,
+        excluded=storages_of(p.leaves),
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import ctm_fast
 from bench.baselines import ntm_model
 from bench.memory import storages_of
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
 from ctm_fast.models import NTM, presets
 from tasks.ntm import data, scores
 
@@ -49,14 +49,12 @@ class Problem:
     def provider(self, forward: Forward) -> Provider:
         """Training step or inference with ``forward``."""
         if not self.training:
-            run = torch.no_grad()(lambda: [forward(self.model, self.inputs)])
-            return Provider(run, run)
+            return inferred(lambda: [forward(self.model, self.inputs)])
         step = partial(self._step, forward)
         return Provider(step, step, lambda: forward(self.model, self.inputs))
 
     def _step(self, forward: Forward) -> list[Tensor]:
-        for parameter in self.model.parameters():
-            parameter.grad = None
+        self.model.zero_grad()
         output = forward(self.model, self.inputs)
         loss, _ = scores.bits(output[-LENGTH:], self.targets)
         loss.backward()
@@ -71,7 +69,7 @@ def case(batch: int, training: bool) -> Case:
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(partial(ntm_model.run, step=torch.compile(ntm_model.step))),
-        excluded=storages_of(p.model),
+        excluded=storages_of([*p.model.parameters(), *p.model.buffers()]),
     )
 
 

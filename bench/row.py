@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +34,24 @@ class Provider(NamedTuple):
     run: Callable[[], object]
     check: Callable[[], list[Tensor]]
     forward: Callable[[], object] | None = None
+
+
+def inferred(forward: Callable[[], Iterable[Tensor]]) -> Provider:
+    """A forward without gradients."""
+    run = torch.no_grad()(lambda: list(forward()))
+    return Provider(run, run)
+
+
+def trained(
+    forward: Callable[[], Iterable[Tensor]], leaves: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Provider:
+    """Forward and backward: the gradients of ``leaves`` from ``gradients`` of the first results."""
+
+    def step() -> list[Tensor]:
+        found = list(forward())
+        return [*found, *torch.autograd.grad(found[: len(gradients)], leaves, gradients)]
+
+    return Provider(step, step, forward)
 
 
 @dataclass

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.baselines import sync as strong
-from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets
+from bench.memory import storages_of
+from bench.row import OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, trained
 from ctm_fast import ops
 from ctm_fast.nn.sync import decayed_update, pair_indices, pair_products, select_neurons
 
@@ -38,13 +39,13 @@ SELECTIONS = (
 class Problem:
     """Post-activations of all ticks, neurons, decays, and the gradient of the result."""
 
-    def __init__(self, selection: Selection, ticks: int = T, batch: int = B, neurons: int = D) -> None:
+    def __init__(self, selection: Selection) -> None:
         self.selection = selection
-        self.z = torch.randn(ticks, batch, neurons).requires_grad_()
-        self.neurons = select_neurons(selection.kind, neurons, selection.n)
+        self.z = torch.randn(T, B, D).requires_grad_()
+        self.neurons = select_neurons(selection.kind, D, selection.n)
         self.pairs = pair_indices(selection.kind, *self.neurons)
         self.decay = torch.rand(selection.P).requires_grad_()
-        self.gradient = torch.randn(ticks, batch, selection.P)
+        self.gradient = torch.randn(T, B, selection.P)
 
     def published_tick(
         self, z: Tensor, alpha: Tensor | None, beta: Tensor | None, r: Tensor
@@ -70,12 +71,7 @@ class Problem:
 
     def provider(self, forward: Callable[[], Tensor]) -> Provider:
         """Forward and backward."""
-
-        def step() -> list[Tensor]:
-            s = forward()
-            return [s, *torch.autograd.grad(s, (self.z, self.decay), self.gradient)]
-
-        return Provider(step, step, forward)
+        return trained(lambda: [forward()], (self.z, self.decay), [self.gradient])
 
 
 def case(selection: Selection) -> Case:
@@ -86,12 +82,11 @@ def case(selection: Selection) -> Case:
         STRONG: lambda: strong.all_ticks(p.z, *p.pairs, p.decay),
         OWN: p.own,
     }
-    addresses = {p.z.data_ptr(), p.decay.data_ptr()}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(partial(p.published, torch.compile(p.published_tick))),
         moved_bytes=least_bytes(p),
-        excluded=lambda x: x.untyped_storage().data_ptr() in addresses,
+        excluded=storages_of((p.z, p.decay)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import dnc, machine, models, nlm, sync, table
+from bench import dnc, machine, models, nlm, ntm, ntm_model, sync, table
 from bench.losses import classes, parity
 from bench.row import OWN, REFERENCE, STRONG, Row, measure
 from bench.timing import Effort
@@ -46,6 +46,25 @@ def test_sync(kind, monkeypatch):
 def test_dnc(kept, training):
     result = measured(lambda: dnc.case(dnc.Sizes(2, 2, 5, 3, 2, kept), training))
     assert set(result["ratios"]) == BASELINES
+    assert bool(result["kept"]) == training
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+@pytest.mark.parametrize("whole", [True, False], ids=["sequence", "step"])
+def test_ntm(whole, training, monkeypatch):
+    monkeypatch.setattr(ntm, "T", 3)
+    result = measured(lambda: ntm.case(2, training, whole))
+    assert set(result["ratios"]) == BASELINES
+    assert result["achieved"]["of"] == "copy"
+    assert bool(result["kept"]) == training
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+def test_ntm_model(training, monkeypatch):
+    monkeypatch.setattr(ntm_model, "LENGTH", 2)
+    result = measured(lambda: ntm_model.case(2, training))
+    assert set(result["ratios"]) == BASELINES
+    assert all(error < 1e-4 for error in result["errors"].values())
     assert bool(result["kept"]) == training
 
 

@@ -90,7 +90,9 @@ def test_hook_bytes_counts_each_storage_once():
     x = torch.randn(3, 10)
     assert memory.hook_bytes(lambda: module(x).relu()) == 4 * 30 + 4 * 30
     assert memory.hook_bytes(lambda: torch.tanh(module.weight).exp()) == 2 * 400
-    assert memory.hook_bytes(lambda: module.weight * module.weight, memory.storages_of(module)) == 0
+    assert (
+        memory.hook_bytes(lambda: module.weight * module.weight, memory.storages_of(module.parameters())) == 0
+    )
 
 
 def provider(values):
