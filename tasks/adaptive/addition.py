@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.adaptive.config import AdaptiveConfig, require_range
+from tasks.adaptive.config import PAPER, PUBLISHED, QUICK, AdaptiveConfig, require_range
 from tasks.adaptive.sequences import UNASKED, uniform, within
 from tasks.adaptive.task import AdaptiveTask, Sample
 from tasks.errors import require
@@ -74,61 +74,34 @@ def written(number: Tensor) -> Tensor:
     return torch.where(place >= 0, number[..., None] // powers[place.clamp(min=0)] % 10, END)
 
 
-def _published() -> AdditionConfig:
-    return AdditionConfig(
+_PAPER = AdditionConfig(**PAPER, cell="lstm", hidden_size=512, batch_size=32, time_penalty=0.01, max_steps=20)
+PRESETS: dict[str, AdditionConfig] = {
+    "quick": replace(
+        _PAPER,
+        **QUICK,
+        longest=3,
+        most_digits=2,
+        hidden_size=256,
+        time_penalty=1e-3,
+        training_iterations=5_000,
+    ),
+    "published": AdditionConfig(
+        **PUBLISHED,
         cell="lstm",
         hidden_size=1024,
         batch_size=32,
         lr=1e-4,
         weight_decay=1e-6,
         gradient_clipping=1.0,
-        scheduler_type="none",
-        warmup_steps=0,
         time_penalty=0.001,
         max_steps=20,
-        reduction="mean",
         mix_probabilities=True,
         shortest=2,
         training_iterations=100_000,
         curriculum_goal=0.95,
-    )
-
-
-def _paper() -> AdditionConfig:
-    return AdditionConfig(
-        cell="lstm",
-        hidden_size=512,
-        batch_size=32,
-        lr=1e-4,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.01,
-        max_steps=20,
-        training_iterations=1_000_000,
-        save_every=10_000,
-        track_every=10_000,
-    )
-
-
-def _quick() -> AdditionConfig:
-    return replace(
-        _paper(),
-        longest=3,
-        most_digits=2,
-        hidden_size=256,
-        lr=3e-3,
-        scheduler_type="cosine",
-        warmup_steps=100,
-        gradient_clipping=1.0,
-        time_penalty=1e-3,
-        training_iterations=5_000,
-        threads=1,
-        track_every=500,
-        save_every=500,
-    )
-
-
-PRESETS: dict[str, AdditionConfig] = {"quick": _quick(), "published": _published(), "paper": _paper()}
+    ),
+    "paper": _PAPER,
+}
 
 
 class AdaptiveAddition(AdaptiveTask[AdditionConfig]):

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.config import TrainConfig, require_positive
 from tasks.errors import require
+
+PAPER: dict[str, Any] = {
+    "lr": 1e-4, "scheduler_type": "none", "warmup_steps": 0, "training_iterations": 1_000_000,
+    "save_every": 10_000, "track_every": 10_000,
+}  # fmt: skip
+"""Training of arXiv 1603.08983, on one process."""
+PUBLISHED: dict[str, Any] = {"scheduler_type": "none", "warmup_steps": 0, "reduction": "mean"}
+"""What the later runs have in common."""
+QUICK: dict[str, Any] = {
+    "lr": 3e-3, "scheduler_type": "cosine", "warmup_steps": 100, "gradient_clipping": 1.0, "threads": 1,
+    "track_every": 500, "save_every": 500,
+}  # fmt: skip
+"""Fast learning: a high rate that falls, under a narrow clip."""
 
 
 @dataclass(frozen=True, kw_only=True)

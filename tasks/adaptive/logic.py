@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.adaptive.config import AdaptiveConfig, require_range
+from tasks.adaptive.config import PAPER, PUBLISHED, QUICK, AdaptiveConfig, require_range
 from tasks.adaptive.sequences import UNASKED, uniform, within
 from tasks.adaptive.task import AdaptiveTask, Sample
 from tasks.task import Batch
@@ -102,60 +102,34 @@ def _outcomes(second: Tensor, gates: Tensor, used: Tensor, order: GateOrder) -> 
     return now.unbind(1)
 
 
-def _published() -> LogicConfig:
-    return LogicConfig(
-        cell="lstm",
-        hidden_size=300,
-        batch_size=16,
-        lr=1e-3,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.01,
-        reduction="mean",
-        gate_order="published",
-        training_iterations=100_000,
-        curriculum_goal=0.75,
-    )
-
-
-def _paper() -> LogicConfig:
-    return LogicConfig(
-        cell="lstm",
-        hidden_size=128,
-        batch_size=16,
-        lr=1e-4,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.01,
-        training_iterations=1_000_000,
-        save_every=10_000,
-        track_every=10_000,
-    )
-
-
-def _quick() -> LogicConfig:
-    return replace(
-        _paper(),
+_PAPER = LogicConfig(**PAPER, cell="lstm", hidden_size=128, batch_size=16, time_penalty=0.01)
+PRESETS: dict[str, LogicConfig] = {
+    "quick": replace(
+        _PAPER,
+        **QUICK,
         longest=5,
         most_gates=3,
         input_scale=4.0,
         batch_size=256,
-        lr=3e-3,
-        scheduler_type="cosine",
-        warmup_steps=100,
-        gradient_clipping=1.0,
         time_penalty=0.005,
         max_steps=10,
         curriculum_of="both",
         curriculum_goal=0.9,
         training_iterations=2500,
-        threads=1,
-        track_every=500,
-        save_every=500,
-    )
-
-
-PRESETS: dict[str, LogicConfig] = {"quick": _quick(), "published": _published(), "paper": _paper()}
+    ),
+    "published": LogicConfig(
+        **PUBLISHED,
+        cell="lstm",
+        hidden_size=300,
+        batch_size=16,
+        lr=1e-3,
+        time_penalty=0.01,
+        gate_order="published",
+        training_iterations=100_000,
+        curriculum_goal=0.75,
+    ),
+    "paper": _PAPER,
+}
 
 
 class AdaptiveLogic(AdaptiveTask[LogicConfig]):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tasks.adaptive.config import AdaptiveConfig, require_range
+from tasks.adaptive.config import PAPER, PUBLISHED, QUICK, AdaptiveConfig, require_range
 from tasks.adaptive.sequences import uniform
 from tasks.adaptive.task import AdaptiveTask, Sample
 from tasks.config import require_positive
@@ -56,62 +56,36 @@ def parities(
     return inputs[None], (count % 2).view(1, batch, 1), torch.ones(1, batch, dtype=torch.bool), nonzeros[None]
 
 
-def _published() -> ParityConfig:
-    return ParityConfig(
-        cell="rnn",
-        hidden_size=2000,
-        batch_size=128,
-        lr=1e-3,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.002,
-        max_steps=20,
-        reduction="mean",
-        counted="nonzeros",
-        fewest_nonzeros=0,
-        curriculum_goal=0.85,
-    )
-
-
-def _paper() -> ParityConfig:
-    return ParityConfig(
-        cell="rnn",
-        hidden_size=128,
-        batch_size=128,
-        lr=1e-4,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.01,
-        training_iterations=1_000_000,
-        save_every=10_000,
-        track_every=10_000,
-    )
-
-
-def _quick() -> ParityConfig:
-    return replace(
-        _paper(),
+_PAPER = ParityConfig(**PAPER, cell="rnn", hidden_size=128, batch_size=128, time_penalty=0.01)
+PRESETS: dict[str, ParityConfig] = {
+    "quick": replace(
+        _PAPER,
+        **(QUICK | {"track_every": 250, "save_every": 250}),
         cell="lstm",
         values=16,
         most_nonzeros=16,
         input_scale=4.0,
         batch_size=256,
-        lr=3e-3,
-        scheduler_type="cosine",
-        warmup_steps=100,
-        gradient_clipping=1.0,
         time_penalty=0.002,
         max_steps=20,
         curriculum_goal=0.9,
         training_iterations=3000,
-        threads=1,
         log_every=50,
-        track_every=250,
-        save_every=250,
-    )
-
-
-PRESETS: dict[str, ParityConfig] = {"quick": _quick(), "published": _published(), "paper": _paper()}
+    ),
+    "published": ParityConfig(
+        **PUBLISHED,
+        cell="rnn",
+        hidden_size=2000,
+        batch_size=128,
+        lr=1e-3,
+        time_penalty=0.002,
+        max_steps=20,
+        counted="nonzeros",
+        fewest_nonzeros=0,
+        curriculum_goal=0.85,
+    ),
+    "paper": _PAPER,
+}
 
 
 class AdaptiveParity(AdaptiveTask[ParityConfig]):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tasks.adaptive.config import AdaptiveConfig, require_range
+from tasks.adaptive.config import PAPER, QUICK, AdaptiveConfig, require_range
 from tasks.adaptive.sequences import UNASKED, uniform, within
 from tasks.adaptive.task import AdaptiveTask, Sample
 from tasks.config import require_positive
@@ -57,40 +57,19 @@ def unsorted(lengths: Tensor, generator: torch.Generator) -> Batch:
     return inputs, targets[..., None], mask, lengths.expand_as(mask)
 
 
-def _paper() -> SortConfig:
-    return SortConfig(
-        cell="lstm",
-        hidden_size=512,
-        batch_size=16,
-        lr=1e-4,
-        scheduler_type="none",
-        warmup_steps=0,
-        time_penalty=0.001,
-        training_iterations=1_000_000,
-        save_every=10_000,
-        track_every=10_000,
-    )
-
-
-def _quick() -> SortConfig:
-    return replace(
-        _paper(),
+_PAPER = SortConfig(**PAPER, cell="lstm", hidden_size=512, batch_size=16, time_penalty=0.001)
+PRESETS: dict[str, SortConfig] = {
+    "quick": replace(
+        _PAPER,
+        **QUICK,
         longest=5,
         hidden_size=128,
         batch_size=64,
-        lr=3e-3,
-        scheduler_type="cosine",
-        warmup_steps=100,
-        gradient_clipping=1.0,
         max_steps=10,
         training_iterations=5_000,
-        threads=1,
-        track_every=500,
-        save_every=500,
-    )
-
-
-PRESETS: dict[str, SortConfig] = {"quick": _quick(), "paper": _paper()}
+    ),
+    "paper": _PAPER,
+}
 
 
 class AdaptiveSort(AdaptiveTask[SortConfig]):
