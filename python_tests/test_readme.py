@@ -6,10 +6,12 @@ import inspect
 import io
 import logging
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 from foreign_models import ThoughtMachine
@@ -106,8 +108,8 @@ def check_module(arguments):
     if "<" in name:  # a pattern for every experiment
         return
     assert importlib.util.find_spec(name)
-    if name == "tasks.parity":
-        check_parity(arguments[2:])
+    if name.startswith("tasks."):
+        check_experiment(name.removeprefix("tasks."), arguments[2:])
     elif name == "bench":
         from bench.__main__ import parser
         from bench.table import find_rows
@@ -116,13 +118,18 @@ def check_module(arguments):
             find_rows(parser().parse_args(arguments[2:]).names)
 
 
-def check_parity(arguments):
+def check_experiment(name, arguments):
     from tasks.command import _parse
-    from tasks.parity.task import Parity
 
-    if "--help" in arguments:
-        return
-    _parse(Parity, list(arguments))
+    if arguments and "--help" not in arguments:
+        _parse(experiment(name), list(arguments))
+
+
+def experiment(name):
+    """The class that `python -m tasks.<name>` hands to the command line."""
+    with patch("tasks.command.main", lambda found: found), pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"tasks.{name}", run_name="__main__")
+    return caught.value.code
 
 
 def check_extra(arguments):
@@ -167,11 +174,25 @@ def test_plain_text(path):
     assert path.read_text().isascii()
 
 
-def test_presets_are_described():
+EXPERIMENTS = sorted(
+    [path.parent.name for path in ROOT.glob("tasks/*/__main__.py")]
+    + [path.stem for path in ROOT.glob("tasks/*.py") if "SystemExit(main(" in path.read_text()]
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_and_presets_are_described(name):
+    found, text = experiment(name), (ROOT / "tasks" / "README.md").read_text()
+    assert found.name == name
+    assert f"tasks.{name}" in text or f"`{name}`" in text
+    assert f"tasks.{name}" in README.read_text() or f"`{name}`" in README.read_text()
+    assert [preset for preset in found.presets if f"`{preset}`" not in text] == []
+
+
+def test_quick_parity_is_as_described():
     from tasks.parity.config import PRESETS
 
     text, quick = (ROOT / "tasks" / "README.md").read_text(), PRESETS["quick"]
-    assert [name for name in PRESETS if f"`{name}`" not in text] == []
     model = f"{quick.iterations} ticks, memory {quick.memory_length}, {quick.d_model} neurons"
     assert re.search(
         rf"`quick` .*{model}.*{quick.parity_sequence_length} values.*{quick.training_iterations:,} ", text
