@@ -24,10 +24,8 @@ PathLike = str | os.PathLike[str]
 
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 NAMES_SHOWN = 5
-_BEGINNINGS = (
-    b"PK\x03\x04",
-    b"\x80",
-)  # a zip archive, torch's format since 1.6, and a pickle, the one before
+# A zip archive, torch's format since 1.6, and a pickle, the one before.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
 
 _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 _SCALAR: Any = np.float64(0).__reduce__()[0]

@@ -95,6 +95,13 @@ def like(
         raise TypeError(f"{op}: {name} must be {names}, got {value.dtype}")
 
 
+def computed_alike(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes that tensors may have beside one of ``dtype`` where all are computed in float32, or in float64."""
+    if dtype == torch.float64:
+        return (torch.float64,)
+    return (torch.float32, torch.bfloat16, torch.float16)
+
+
 def compute_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """The dtypes that weights and states may have beside activations of ``dtype``."""
     if dtype in (torch.bfloat16, torch.float16):

@@ -11,8 +11,6 @@ from ctm_fast.ops import checks
 from ctm_fast.ops.dnc.layout import DncLayout, DncState
 from ctm_fast.ops.native import compute_dtype
 
-_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-
 
 class Beside(NamedTuple):
     """What the arguments of one call have in common with its first: ``like``, called ``first``."""
@@ -35,8 +33,7 @@ class Beside(NamedTuple):
         found = checks.floating(self.op, name, value)
         checks.rank(self.op, name, found, letters)
         checks.shape(self.op, name, found, shape, letters)
-        dtypes = (torch.float64,) if like.dtype == torch.float64 else _SINGLE
-        checks.like(self.op, name, found, self.first, like, dtypes)
+        checks.like(self.op, name, found, self.first, like, checks.computed_alike(like.dtype))
         return found
 
     def links(self, prefix: str, link: object, link_slots: object, kept: int) -> None:

@@ -17,6 +17,9 @@ from ctm_fast.ops.halting.mixture import check_epsilon, check_mask
 from ctm_fast.ops.native import compute_dtype
 
 OP = "adaptive_recurrence"
+_LETTERS = {
+    "hidden": "B, H", "cell": "B, H", "flag": "G", "recurrent": "G, H", "halting": "H", "bias": "1"
+}  # fmt: skip
 
 
 class AdaptiveRecurrence(NamedTuple):
@@ -115,19 +118,11 @@ def _check(inputs: Tensor, tensors: dict[str, Tensor], mask: Tensor | None) -> N
     width = gates // 4 if "cell" in tensors else gates
     if "cell" in tensors and gates % 4:
         raise ValueError(f"{OP}: inputs must have 4 gates of one width beside a cell, got {gates}")
-    shapes = {"hidden": (batch, width), "cell": (batch, width), "flag": (gates,), "halting": (width,)}
-    shapes |= {"recurrent": (gates, width), "bias": (1,)}
-    letters = {
-        "hidden": "B, H",
-        "cell": "B, H",
-        "flag": "G",
-        "halting": "H",
-        "recurrent": "G, H",
-        "bias": "1",
-    }
+    sizes = {"B": batch, "H": width, "G": gates, "1": 1}
     for name, value in tensors.items():
         checks.floating(OP, name, value)
-        checks.shape(OP, name, value, shapes[name], letters[name])
+        expected = [sizes[letter] for letter in _LETTERS[name].split(", ")]
+        checks.shape(OP, name, value, expected, _LETTERS[name])
         checks.like(OP, name, value, "inputs", inputs, checks.compute_dtypes(inputs.dtype))
     if mask is not None:
         check_mask(OP, mask, inputs.shape[:2], "inputs", inputs)

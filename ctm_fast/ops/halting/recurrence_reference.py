@@ -22,19 +22,10 @@ def update(gates: Tensor, state: State) -> State:
 
 
 def adaptive_recurrence(
-    inputs: Tensor,  # (T, B, G)
-    hidden: Tensor,  # (B, H)
-    cell: Tensor | None,  # (B, H)
-    flag: Tensor,  # (G)
-    recurrent: Tensor,  # (G, H)
-    halting: Tensor,  # (H)
-    bias: Tensor,  # (1)
-    mask: Tensor | None,  # (T, B)
-    epsilon: float,
-    max_steps: int,
-    rows: bool,
-) -> tuple[Any, ...]:
-    """The loop over timesteps, each with its own loop over substeps."""
+    inputs: Tensor, hidden: Tensor, cell: Tensor | None, flag: Tensor, recurrent: Tensor, halting: Tensor,
+    bias: Tensor, mask: Tensor | None, epsilon: float, max_steps: int, rows: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The loop over timesteps, each with its own loop over substeps; shapes as in the public op."""
     seen = []
 
     def step(x: Tensor, state: State, first: bool) -> tuple[tuple[()], State, Tensor]:
@@ -55,14 +46,7 @@ def adaptive_recurrence(
     )
     last = None if cell is None else state[1]
     if not rows:
-        return (
-            hidden,
-            last,
-            ponder,
-            steps,
-            hidden.new_empty(0, hidden.shape[2]),
-            hidden.new_empty(0),
-            steps.new_empty(0),
-        )
+        none = hidden.new_empty(0, hidden.shape[2]), hidden.new_empty(0), steps.new_empty(0)
+        return hidden, last, ponder, steps, *none
     samples = torch.cat([f.samples + t * inputs.shape[1] for t, f in enumerate(found)])
     return hidden, last, ponder, steps, torch.cat(seen), torch.cat([f.weights for f in found]), samples

@@ -12,8 +12,6 @@ from ctm_fast.ops import checks
 from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.ntm.layout import NtmLayout
 
-_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; without a call into torch where it has it, which counts in a step of one sample."""
@@ -35,8 +33,7 @@ def check_shape(
     """Raise unless ``value`` is a tensor of this shape that goes with the memory."""
     found = checks.floating(op, name, value)
     checks.shape(op, name, found, expected, letters)
-    dtypes = (torch.float64,) if memory.dtype == torch.float64 else _SINGLE
-    checks.like(op, name, found, "memory", memory, dtypes)
+    checks.like(op, name, found, "memory", memory, checks.computed_alike(memory.dtype))
 
 
 class HeadArguments(NamedTuple):
