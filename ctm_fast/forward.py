@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from ctm_fast.loop.plan import is_plain
+from ctm_fast.loop.plan import parts_of, why_called
 from ctm_fast.loop.run import Parts, States, run_ticks
 from ctm_fast.nn.certainty import CertaintyOverTicks
 from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_
@@ -212,7 +212,8 @@ def _action_synchronisation(model: Any, states: States) -> Tensor:
 def _per_tick(module: nn.Module, sync_out: Tensor) -> Tensor:
     """``module`` on every tick of (T, B, S): in one call where only its mathematics could tell."""
     leaves = (nn.Linear, nn.SiLU, nn.ReLU, nn.GELU, nn.Identity, nn.Sequential, nn.LayerNorm)
-    if is_plain(module) and all(type(part) in leaves for part in module.modules()):
+    parts = parts_of(module)
+    if why_called(parts) is None and all(type(part) in leaves for part in parts):
         flat: Tensor = module(sync_out.flatten(0, 1))
         return flat.unflatten(0, sync_out.shape[:2])
     return torch.stack([module(s) for s in sync_out])

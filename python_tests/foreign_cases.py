@@ -1,6 +1,7 @@
 """Foreign models with inputs for them, and what a forward and a backward of them give, by name."""
 
 import copy
+import re
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ CASES = {
     "rl": (RecurrentMachine, {}),
     "rl-ticks-above-memory": (RecurrentMachine, {"iterations": 7, "memory_length": 4}),
     "rl-unet": (RecurrentMachine, {"synapse_depth": 2, "deep_nlms": False}),
+}
+SAID = {
+    "synapses": "the synapses",
+    "trace_processor": "the neuron-level models",
+    "attention": "the attention",
+    "q_proj": "the attention",
 }
 VARIANTS = ("base", "sort", "qamnist", "rl")
 
@@ -106,6 +113,15 @@ def evaluate(model, inputs, dtype=torch.float32):
 def _vanishes(key):
     """Biases in front of a BatchNorm: their gradient is rounding and nothing else."""
     return key in ("backbone_digit.layers.0.bias", "backbone_digit.layers.4.bias")
+
+
+def called(caplog):
+    """What the only messages, warnings that say which parts every tick calls, name."""
+    found = [
+        re.fullmatch("ctm_fast: every tick calls (.*), outside the native loop", m) for m in caplog.messages
+    ]
+    assert all(found) and all(record.levelname == "WARNING" for record in caplog.records)
+    return [match[1] for match in found]
 
 
 def copies(model, count):

@@ -26,15 +26,8 @@ class LoopBackward:
         self, loop: Loop, p: Parameters, keys: Tensor, values: Tensor, given: Tensor, z: Tensor, history: Tensor,
         heads: Tensor, linear: list[Tensor], need: tuple[bool, ...],
     ) -> None:  # fmt: skip
-        self.loop, self.p, self.given, self.z, self.history, self.heads, self.need = (
-            loop,
-            p,
-            given,
-            z,
-            history,
-            heads,
-            need,
-        )
+        self.loop, self.p, self.need = loop, p, need
+        self.given, self.z, self.history, self.heads = given, z, history, heads
         self.ticks, (_, self.batch, self.neurons) = loop.ticks, z.shape
         self.memory = history.shape[0] - self.ticks
         self.attention = Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
@@ -212,5 +205,5 @@ class LoopBackward:
         return (
             outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,
             dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0),
-            -a.r * dr if any(attending) else None,  # the first tick's synchronisation has not decayed yet
+            -a.r * dr if max(attending, default=0) > 0 else None,  # nothing has decayed at the first tick
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """What of a model the native loop can run, read off its modules.
 
 A module is planned only if every leaf is exactly the torch class that the plan stands for, without hooks,
-parametrizations or a forward of its own; anything else is called as it is. A class that is not ours may
-compute something else under the same attributes, so its plan counts only after its output on a random input
-agreed.
+parametrizations or a forward of its own; anything else is called as it is, and the planner returns the reason, a
+string. A class that is not ours may compute something else under the same attributes, so its plan counts only
+after its output on a random input agreed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,33 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _LEAVES = (nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity)
 _OWN = (*_LEAVES, nn.Sequential, nn.ModuleList, SynapseUNET)
 _NOTHING = nn.Identity()
+_OTHER_LAYERS = "layers other than the published ones"
+_OTHER_PARAMETERS = "parameters of another class"
+_OTHER_RESULTS = "other results than the published layers"
 _agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling the parts by their mathematics skips nothing that calling the module would do."""
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """The module and all below it; asked at every call, where ``modules()`` would cost several times as much."""
+    found = [module]
+    for part in found:
+        found += [child for child in part._modules.values() if child is not None]
+    return found
+
+
+def why_called(parts: list[nn.Module]) -> str | None:
+    """What calling these modules would do beside their mathematics; None if nothing."""
     if any(getattr(every_module, f"_global{hooks}") for hooks in _HOOKS):
-        return False
-    return all(_untouched(part.__dict__) for part in module.modules())
+        return "hooks of all modules"
+    for part in parts:
+        own = part.__dict__
+        if "forward" in own:
+            return "a forward set on the object"
+        if "parametrizations" in own.get("_modules", ()):
+            return "parametrizations"
+        if any(map(own.get, _HOOKS)):
+            return "hooks"
+    return None
 
 
 def are_parameters(*tensors: Tensor | None) -> bool:
@@ -40,27 +59,22 @@ def are_parameters(*tensors: Tensor | None) -> bool:
     return all(type(x) is nn.Parameter for x in tensors)
 
 
-def _untouched(own: dict[str, Any]) -> bool:
-    """Whether a module with these attributes has neither hooks nor parametrizations nor another forward."""
-    if "forward" in own or "parametrizations" in own["_modules"]:
-        return False
-    return not any(own.get(hooks) for hooks in _HOOKS)
-
-
-def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | None:
-    """Weights (w1, b1, t1[, w2, b2, t2]) and dropout of neuron-level models; None if they must be called."""
-    layers = _nlm_layers(module)
-    if layers is None or not is_plain(module):
-        return None
+def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | str:
+    """Weights (w1, b1, t1[, w2, b2, t2]) and dropout of neuron-level models, or why they must be called."""
+    layers, reason = _nlm_layers(module), why_called(parts_of(module))
+    if isinstance(layers, str) or reason is not None:
+        return reason or str(layers)
     weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, _temperature(layer)))
     rates = {_rate(_part(layer, "dropout")) for layer in layers}
-    if len(rates) != 1 or None in rates or not all(are_parameters(*layer.parameters()) for layer in layers):
-        return None
+    if len(rates) != 1 or None in rates:
+        return _OTHER_LAYERS
+    if not are_parameters(*(x for layer in layers for x in layer._parameters.values() if x is not None)):
+        return _OTHER_PARAMETERS
     ours = type(module) in (nn.Sequential, NeuronLevelModels)
     ours = ours and all(type(layer) is SuperLinear for layer in layers)
     memory, _, neurons = weights[0].shape
     if not ours and not _agrees(module, lambda x: reference.nlm(x, *weights), (neurons, memory)):
-        return None
+        return _OTHER_RESULTS
     return weights, float(rates.pop() or 0.0)
 
 
@@ -74,20 +88,25 @@ def _part(layer: Any, name: str) -> nn.Module:
     return part
 
 
-def _nlm_layers(module: nn.Module) -> list[Any] | None:
-    body = list(module.children())
+def _nlm_layers(module: nn.Module) -> list[Any] | str:
+    body = _children(module)
     if len(body) == 1 and isinstance(body[0], nn.Sequential):
-        body = list(body[0].children())
+        body = _children(body[0])
     layers: list[Any] = body[0::2][:-1] if len(body) % 2 else []
     if len(layers) not in (1, 2) or any(type(glu) is not nn.GLU for glu in body[1::2]):
-        return None
+        return _OTHER_LAYERS
     if not all(hasattr(layer, name) for layer in layers for name in ("w1", "b1")):
-        return None
-    if any(type(_part(layer, "layernorm")) is not nn.Identity for layer in layers):
-        return None
+        return _OTHER_LAYERS
+    norms = {type(_part(layer, "layernorm")) for layer in layers}
+    if norms != {nn.Identity}:
+        return "a LayerNorm" if nn.LayerNorm in norms else _OTHER_LAYERS
     if any(layer.w1.dim() != 3 for layer in layers) or layers[-1].w1.shape[1] != 2:
-        return None
+        return _OTHER_LAYERS
     return layers
+
+
+def _children(module: nn.Module) -> list[Any]:
+    return [child for child in module._modules.values() if child is not None]
 
 
 def active(dropout: nn.Module) -> float:
@@ -101,16 +120,22 @@ def _rate(module: nn.Module) -> float | None:
     return active(module) if type(module) is nn.Dropout else None
 
 
-def synapse_plan(module: nn.Module) -> SynapsePlan | None:
-    """Stages of a synapse network, or None if it must be called."""
-    if not is_plain(module):
-        return None
+def synapse_plan(module: nn.Module) -> SynapsePlan | str:
+    """Stages of a synapse network, or why it must be called."""
+    parts = parts_of(module)
+    reason = why_called(parts)
+    if reason is not None:
+        return reason
     plan = _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
-    if plan is None or not are_parameters(*plan.parameters) or not plan.sizes_agree():
-        return None
-    ours = all(type(part) in _OWN for part in module.modules())
+    if plan is None:
+        return _OTHER_LAYERS
+    if not are_parameters(*plan.parameters):
+        return _OTHER_PARAMETERS
+    if not plan.sizes_agree():
+        return "sizes that do not fit each other"
+    ours = all(type(part) in _OWN for part in parts)
     if not ours and not _agrees(module, lambda x: run_plan(plan, x), (plan.parameters[0].shape[1],)):
-        return None
+        return _OTHER_RESULTS
     return plan
 
 
@@ -147,7 +172,7 @@ def _is_layer(linear: nn.Module, norm: nn.Module) -> bool:
 
 def _gated_plan(module: nn.Module) -> SynapsePlan | None:
     """[Dropout,] Linear, GLU, LayerNorm, once or more."""
-    parts = list(module.children())
+    parts = _children(module)
     dropout = active(parts.pop(0)) if parts and type(parts[0]) is nn.Dropout else 0.0
     if not parts or len(parts) % 3:
         return None
@@ -165,20 +190,20 @@ def _unet_plan(module: nn.Module) -> SynapsePlan | None:
     names = ["first_projection", "down_projections", "up_projections", "skip_lns"]
     if [name for name, _ in module.named_children()] != names:
         return None
-    first, downs, ups, norms = module.children()
+    first, downs, ups, norms = _children(module)
     linear, norm, act = _three(first)
     if not _is_layer(linear, norm) or type(act) is not nn.SiLU:
         return None
     builder = _Builder()
     levels = [builder.stage("silu", linear, norm, INPUT, 0.0)]
-    for down in downs.children():
+    for down in _children(downs):
         layer = _dropped_layer(down)
         if layer is None:
             return None
         levels.append(builder.stage("silu", layer[0], layer[1], levels[-1], layer[2]))
     last = levels[-1]
-    for i, up in reversed(list(enumerate(ups.children()))):
-        layer, outer = _dropped_layer(up), norms[i]  # type: ignore[index]
+    for i, up in reversed(list(enumerate(_children(ups)))):
+        layer, outer = _dropped_layer(up), norms[i]
         if layer is None or type(outer) is not nn.LayerNorm or outer.weight is None or outer.bias is None:
             return None
         index = builder.add(outer)
@@ -189,12 +214,12 @@ def _unet_plan(module: nn.Module) -> SynapsePlan | None:
 
 
 def _three(module: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    parts = list(module.children())
+    parts = _children(module)
     return (parts[0], parts[1], parts[2]) if len(parts) == 3 else (_NOTHING, _NOTHING, _NOTHING)
 
 
 def _dropped_layer(module: nn.Module) -> tuple[nn.Module, nn.Module, float] | None:
-    parts = list(module.children())
+    parts = _children(module)
     if len(parts) != 4 or type(parts[0]) is not nn.Dropout or type(parts[3]) is not nn.SiLU:
         return None
     return (parts[1], parts[2], active(parts[0])) if _is_layer(parts[1], parts[2]) else None
@@ -241,17 +266,21 @@ def _close(expected: Any, found: Tensor) -> bool:
     return same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def attention_is_plain(q_proj: nn.Module | None, attention: nn.Module | None) -> bool:
-    """Whether query projection and attention can be taken apart into their matrices."""
-    return (
+def why_attention_is_called(q_proj: nn.Module | None, attention: nn.Module | None) -> str | None:
+    """Why query projection and attention cannot be taken apart into their matrices; None if they can."""
+    published = (
         type(q_proj) is nn.Linear and q_proj.bias is not None
         and type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
         and attention.in_proj_bias is not None and attention.bias_k is None
         and not attention.add_zero_attn and type(attention.out_proj) is NonDynamicallyQuantizableLinear
         and attention.out_proj.bias is not None and attention.batch_first
-        and is_plain(q_proj) and is_plain(attention)
-        and are_parameters(*q_proj.parameters(), *attention.parameters())
     )  # fmt: skip
+    parts = [part for module in (q_proj, attention) if module is not None for part in parts_of(module)]
+    reason = why_called(parts)
+    if reason is not None or not published:
+        return reason or _OTHER_LAYERS
+    plain = are_parameters(*(x for part in parts for x in part._parameters.values() if x is not None))
+    return None if plain else _OTHER_PARAMETERS
 
 
 def attention_dropout(attention: nn.Module | None) -> float:

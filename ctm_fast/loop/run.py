@@ -116,15 +116,15 @@ def _plan(
 ) -> tuple[Parameters, Any, float] | None:
     """Parameters, synapse stages and neuron-level dropout of the native loop; None if it cannot run this."""
     synapses, nlm = plan.synapse_plan(parts.synapses), plan.nlm_weights(parts.nlm)
-    plain = parts.attention is None or (
-        plan.attention_is_plain(parts.q_proj, parts.attention) and plan.are_parameters(parts.decay)
-    )
+    attends = parts.attention is not None
     called = {
-        "the synapses": synapses is None, "the neuron-level models": nlm is None, "the attention": not plain,
-        "the action synchronisation": parts.synchronise is not None,
+        "the synapses": synapses, "the neuron-level models": nlm,
+        "the attention": plan.why_attention_is_called(parts.q_proj, parts.attention) if attends else None,
+        "the action synchronisation": _why_synchronisation_is_called(parts),
     }  # fmt: skip
-    if synapses is None or nlm is None or any(called.values()):
-        _say_once(parts.synapses, [name for name, yes in called.items() if yes])
+    reasons = [f"{name} ({reason})" for name, reason in called.items() if isinstance(reason, str)]
+    if isinstance(synapses, str) or isinstance(nlm, str) or reasons:
+        _warn_once(parts.synapses, reasons)
         return None
     if len({x.shape for x in tokens}) > 1:
         return None
@@ -140,17 +140,21 @@ def _plan(
     return parameters, synapses.stages, nlm[1]
 
 
-_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+def _why_synchronisation_is_called(parts: Parts) -> str | None:
+    if parts.synchronise is not None:
+        return "a method of the model's own"
+    plain = parts.attention is None or plan.are_parameters(parts.decay)
+    return None if plain else "decays of another class"
 
 
-def _say_once(model: nn.Module, called: list[str]) -> None:
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_once(model: nn.Module, reasons: list[str]) -> None:
     """Log which parts keep the ticks out of the native loop; once for a model, known by its synapses."""
-    if model not in _said:
-        _said.add(model)
-        logger.info(
-            "ctm_fast: every tick calls %s: not the published mathematics",
-            " and ".join(called),
-        )
+    if model not in _warned:
+        _warned.add(model)
+        logger.warning("ctm_fast: every tick calls %s, outside the native loop", " and ".join(reasons))
 
 
 def _native(x: Tensor) -> bool:
@@ -202,7 +206,7 @@ class _Query:
 
     def __init__(self, parts: Parts, tokens: list[Tensor], track: bool) -> None:
         self.parts, self.tokens, self.track = parts, tokens, track
-        self.plain = plan.attention_is_plain(parts.q_proj, parts.attention)
+        self.plain = plan.why_attention_is_called(parts.q_proj, parts.attention) is None
         self.projected: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, synchronisation: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
@@ -239,9 +243,9 @@ class _NeuronLevelModels:
         self.module, self.window = module, start
         self.rows = list(start.unbind(2))
         self.history = None
-        weights = plan.nlm_weights(module) if _native(start) else None
+        weights = plan.nlm_weights(module) if _native(start) else "another device or dtype"
         shared = start.shape[0] > 0 and start.stride(0) == 0
-        if weights is not None and shared and all(w.dtype == start.dtype for w in weights[0]):
+        if not isinstance(weights, str) and shared and all(w.dtype == start.dtype for w in weights[0]):
             self.packed = nlm_pack(*weights[0])
             self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
 
