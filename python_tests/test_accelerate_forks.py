@@ -6,8 +6,10 @@ import pytest
 import torch
 from foreign_cases import SAID, agree, build, called, copies, evaluate, tensors, to
 from foreign_models import ThoughtMachine, example
+from small_ctm import SMALL, signs
 
 import ctm_fast
+from ctm_fast.models import ContinuousThoughtMachine
 
 HOOKED = [
     "synapses",
@@ -84,6 +86,32 @@ def test_a_wrapped_forward_keeps_its_wrapper(caplog, monkeypatch):
     for each in (fast, copied):
         torch.testing.assert_close(each(*to(inputs, torch.float64))[0], expected)
     assert type(ctm_fast.restore(fast)) is Patient
+    assert caplog.messages == []
+
+
+def cautious(cls):
+    """A subclass that wraps the forward and redefines a method that the fast one contains."""
+
+    class Cautious(cls):
+        def compute_certainty(self, prediction):
+            return 0.5 * super().compute_certainty(prediction)
+
+        def forward(self, x, track=False):
+            return super().forward(x, track)
+
+    return Cautious
+
+
+def test_a_wrapper_may_redefine_a_method_too(caplog):
+    model, inputs = build("base")
+    model.__class__ = cautious(ThoughtMachine)
+    original, fast = copies(model, 2)
+    agree(original, ctm_fast.accelerate(fast), inputs)
+    ours, x = cautious(ContinuousThoughtMachine)(**SMALL), signs()
+    with torch.no_grad():
+        ours(x)
+        found, expected = ours(x), ours.published_forward(x)
+    torch.testing.assert_close(found, expected)
     assert caplog.messages == []
 
 
