@@ -4,9 +4,7 @@ arguments by name. The layers of a controller are stacked without the paper's sk
 
 from __future__ import annotations
 
-from typing import Any
-
-Arguments = dict[str, Any]
+from ctm_fast.models.preset import Arguments
 
 _BABI: Arguments = {"input_size": 159, "output_size": 159, "controller_size": 256, "slots": 256}
 _GRAPH: Arguments = {

@@ -151,7 +151,7 @@ class NTM(nn.Module, HubMixin):
         else:
             hidden, reads, state, steps = self._steps(x, state, trace)
         output = self._clamp(self.heads.output(hidden, reads))
-        return NtmOutput(output, state, _stack(steps) if trace else None)
+        return NtmOutput(output, state, NtmTrace.of(steps) if trace else None)
 
     def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState]:
         """Controller first, then the memory part of all steps in one call."""
@@ -173,15 +173,11 @@ class NTM(nn.Module, HubMixin):
         outputs, reads, steps = [], [], []
         for t in range(len(x)):
             hidden, layers = step(t, self._seen(memory.reads), layers)
-            interface = self._clamp(self.heads.interface(hidden))
-            found = ops.ntm_step(
-                memory.memory, interface, memory.read_weights, memory.write_weights, layout=self.layout
-            )
-            memory = MemoryState(found.memory, found.reads, found.read_weights, found.write_weights)
+            memory = memory.step(self._clamp(self.heads.interface(hidden)), self.layout)
             outputs.append(hidden)
             reads.append(memory.reads)
             if trace:
-                steps.append(MemoryState(*(part.detach() for part in memory)))
+                steps.append(memory)
         state = NtmState(self.controller.join(layers), memory)
         return torch.stack(outputs), torch.stack(reads), state, steps
 
@@ -190,11 +186,3 @@ class NTM(nn.Module, HubMixin):
 
     def _clamp(self, values: Tensor) -> Tensor:
         return values if self.clip is None else values.clamp(-self.clip, self.clip)
-
-
-def _stack(steps: Steps) -> NtmTrace:
-    return NtmTrace(
-        torch.stack([step.read_weights for step in steps]),
-        torch.stack([step.write_weights for step in steps]),
-        torch.stack([step.memory for step in steps]),
-    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Arguments = dict[str, Any]
+from ctm_fast.models.preset import Arguments
 
 CHANNELS = {  # of input and output
     "copy": (9, 8),

@@ -5,11 +5,13 @@ Letters: B batch, N slots, W width of a slot, R read heads, V write heads, T ste
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ctm_fast import ops
 from ctm_fast.models.checks import require
 
 CONSTANT = 1e-6
@@ -29,6 +31,11 @@ class MemoryState(NamedTuple):
     read_weights: Tensor  # (B, R, N)
     write_weights: Tensor  # (B, V, N)
 
+    def step(self, interface: Tensor, layout: ops.NtmLayout) -> MemoryState:
+        """The state after one step of all heads, for raw interface vectors (B, P)."""
+        found = ops.ntm_step(self.memory, interface, self.read_weights, self.write_weights, layout=layout)
+        return MemoryState(found.memory, found.reads, found.read_weights, found.write_weights)
+
 
 class NtmState(NamedTuple):
     """All that a Neural Turing Machine carries to its next step."""
@@ -43,6 +50,11 @@ class NtmTrace(NamedTuple):
     read_weights: Tensor  # (T, B, R, N)
     write_weights: Tensor  # (T, B, V, N)
     memory: Tensor  # (T, B, N, W)
+
+    @classmethod
+    def of(cls, steps: Sequence[MemoryState]) -> NtmTrace:
+        """The trace of the states after every step."""
+        return cls(*(torch.stack([getattr(step, name).detach() for step in steps]) for name in cls._fields))
 
 
 class InitialMemory(nn.Module):

@@ -172,7 +172,7 @@ class RTNTM(nn.Module, HubMixin):
         logits = self.token_head(torch.stack(tops, 1))
         kept = inputs[:, max(0, inputs.shape[1] - self.window + 1) :]
         after = RtntmState(kept, torch.stack(hidden), memory, state.steps + tokens.shape[1])
-        return RtntmOutput(logits, after, _stack(memories) if trace else None)
+        return RtntmOutput(logits, after, NtmTrace.of(memories) if trace else None)
 
     def _embed(self, tokens: Tensor, start: int) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
@@ -189,17 +189,8 @@ class RTNTM(nn.Module, HubMixin):
         return tuple(new)
 
     def _access(self, hidden: Tensor, memory: MemoryState) -> MemoryState:
-        interface = torch.cat((self.read_head(hidden), self.write_head(hidden)), 1)
-        done = ops.ntm_step(
-            memory.memory, interface, memory.read_weights, memory.write_weights, layout=self.layout
-        )
-        return MemoryState(done.memory, done.reads, done.read_weights, done.write_weights)
+        return memory.step(torch.cat((self.read_head(hidden), self.write_head(hidden)), 1), self.layout)
 
 
 def _perceptron(d_model: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Linear(d_model, outputs))
-
-
-def _stack(memories: list[MemoryState]) -> NtmTrace:
-    names = NtmTrace._fields
-    return NtmTrace(*(torch.stack([getattr(m, name).detach() for m in memories]) for name in names))

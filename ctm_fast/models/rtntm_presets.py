@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Arguments = dict[str, Any]
+from ctm_fast.models.preset import Arguments
 
 PUBLISHED_EPS = 1e-12
 _COPY: Arguments = {"vocabulary": 100, "slots": 60, "window": 4, "eps": PUBLISHED_EPS}
