@@ -12,6 +12,11 @@ from torch import Tensor
 from tasks.logs import Meter
 
 
+def levels_up_to(last: int, start: int, step: int) -> list[int]:
+    """Levels from ``start`` on by ``step``, and ``last`` however far that is from the one before."""
+    return [*range(start, last, step), last]
+
+
 class Curriculum:
     """The level that training batches are made for; it rises on the training metrics and never falls.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from tasks.errors import writing
@@ -47,13 +48,18 @@ def accuracy_per_tick(axes: Axes, accuracy: Array, chosen: Array, at_chosen: flo
     axes.legend(loc="lower right", fontsize=8)
 
 
-def heat_map(axes: Axes, values: Array, label: str, vmin: float, vmax: float, cmap: str = "viridis") -> None:
-    """``values`` (rows, T): ticks 1 to T to the right, rows 1 to n downwards, with a colour bar ``label``."""
-    rows, ticks = values.shape
-    extent = (0.5, ticks + 0.5, rows + 0.5, 0.5)
-    image = axes.imshow(
+def show_image(axes: Axes, values: Array, vmin: float, vmax: float, cmap: str) -> AxesImage:
+    """``values`` (rows, columns) as an image, both counted from 1, rows downwards."""
+    rows, columns = values.shape
+    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
+    return axes.imshow(
         values, aspect="auto", cmap=cmap, vmin=vmin, vmax=vmax, extent=extent, interpolation="nearest"
     )
+
+
+def heat_map(axes: Axes, values: Array, label: str, vmin: float, vmax: float, cmap: str = "viridis") -> None:
+    """``values`` (rows, T): ticks 1 to T to the right, rows 1 to n downwards, with a colour bar ``label``."""
+    image = show_image(axes, values, vmin, vmax, cmap)
     axes.set(xlabel="internal tick")
     figure = axes.get_figure()
     assert figure is not None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ctm_fast import ops
 from ctm_fast.models.dnc import DncTrace
-from tasks.pictures import Array, save_figure
+from tasks.pictures import Array, save_figure, show_image
 
 HEADS_SHOWN = 4
 MODES = ("backward", "content", "forward")
@@ -66,17 +66,7 @@ def _memory(panels: Panels, trace: DncTrace, words: Sequence[str] | None) -> Fig
     figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * rows), layout="constrained")
     grid = list(figure.subplots(rows, 1, sharex=True))
     for axes, (title, name, values) in zip(grid, panels, strict=False):
-        height, steps = values.shape
-        extent = (0.5, steps + 0.5, height + 0.5, 0.5)
-        image: Any = axes.imshow(
-            values.numpy(),
-            aspect="auto",
-            cmap="magma",
-            vmin=0,
-            vmax=1,
-            extent=extent,
-            interpolation="nearest",
-        )
+        image = show_image(axes, values.numpy(), 0.0, 1.0, "magma")
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_ylabel(name)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

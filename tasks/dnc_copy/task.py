@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ctm_fast.models import DNC
-from tasks.curriculum import Curriculum
+from tasks.curriculum import Curriculum, levels_up_to
 from tasks.dnc import pictures
 from tasks.dnc_copy.config import PRESETS, CopyConfig
 from tasks.ntm import data, scores
@@ -33,7 +33,7 @@ class DncCopy(Task[CopyConfig]):
         c = self.config
         if c.curriculum_start is None:
             return None
-        levels = [*range(c.curriculum_start, c.longest, c.curriculum_step), c.longest]
+        levels = levels_up_to(c.longest, c.curriculum_start, c.curriculum_step)
         return Curriculum(levels, every=c.curriculum_every, at_least={"accuracy": c.curriculum_goal})
 
     def build_model(self) -> nn.Module:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tasks.config import require_positive
-from tasks.curriculum import Curriculum
+from tasks.curriculum import Curriculum, levels_up_to
 from tasks.ntm import data
 from tasks.ntm.config import COLLIER, PAPER, QUICK, VectorConfig, model_fields, require_range
 from tasks.ntm.task import Difficulty, VectorTask
@@ -74,7 +74,7 @@ class Copy(VectorTask[CopyConfig]):
 
     def make_curriculum(self) -> Curriculum | None:
         c = self.config
-        return self.rising([*range(c.curriculum_start, c.longest, c.curriculum_step), c.longest])
+        return self.rising(levels_up_to(c.longest, c.curriculum_start, c.curriculum_step))
 
     def draw_difficulty(self, generator: torch.Generator, level: int | None) -> Difficulty:
         longest = self.config.longest if level is None else level

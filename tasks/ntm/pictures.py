@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.pictures import Array, save_figure
+from tasks.pictures import Array, save_figure, show_image
 from tasks.task import Batch
 
 Slots = NDArray[np.integer]
@@ -89,14 +88,14 @@ def _weightings(
         ("output", torch.cat((before, found))),
     )
     for axes, (name, values) in zip(panels, rows, strict=True):
-        _image(axes, values.T.numpy(), "Greys", 0.0, 1.0)
+        show_image(axes, values.T.numpy(), 0.0, 1.0, "Greys")
         axes.set(ylabel=name, yticks=[])
         axes.axvline(steps - answer + 0.5, color="tab:cyan", ls="--", lw=1.2)
     wrong = int(((found > 0.5) != (targets > 0.5)).sum())
     above.suptitle(f"{title}: {wrong} of {targets.numel()} outputs wrong (dashed: the answer begins)")
     grids = below.subplots((len(heads) + 1) // 2, 2, squeeze=False)
     for axes, (name, weights) in zip(grids.flat, heads, strict=False):
-        _image(axes, weights[:, slots].T.numpy(), "magma", 0.0, 1.0)
+        show_image(axes, weights[:, slots].T.numpy(), 0.0, 1.0, "magma")
         _label_slots(axes, slots)
         axes.set(title=f"{name} weighting", xlabel="step")
         axes.axvline(steps - answer + 0.5, color="tab:cyan", ls="--", lw=1.2)
@@ -112,20 +111,12 @@ def _memory(memory: Tensor, given: int, slots: Slots, title: str) -> Figure:
     bound = float(np.abs(shown).max())
     panels = figure.subplots(1, 2)
     for axes, values, name in zip(panels, shown, ("when the answer begins", "at the end"), strict=True):
-        image = _image(axes, values, "RdBu_r", -bound, bound)
+        image = show_image(axes, values, -bound, bound, "RdBu_r")
         _label_slots(axes, slots)
         axes.set(title=f"memory {name}", xlabel="element of the slot")
     figure.colorbar(image, ax=list(panels), label="value", pad=0.02)
     figure.suptitle(title)
     return figure
-
-
-def _image(axes: Axes, values: Array, colours: str, low: float, high: float) -> AxesImage:
-    rows, columns = values.shape
-    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
-    return axes.imshow(
-        values, aspect="auto", cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest"
-    )
 
 
 def _label_slots(axes: Axes, slots: Slots) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctm_fast import models
-from tasks.curriculum import Curriculum
+from tasks.curriculum import Curriculum, levels_up_to
 from tasks.ntm.scores import entropy
 from tasks.rtntm import pictures
 from tasks.rtntm.config import ADD_PRESETS, COPY_PRESETS, AddConfig, CopyConfig, RTNTMConfig
@@ -32,9 +32,8 @@ class RTNTMTask(Task[Config]):
 
     def make_curriculum(self) -> Curriculum:
         c = self.config
-        levels = [*range(c.start, c.longest, c.rise), c.longest]
         return Curriculum(
-            levels,
+            levels_up_to(c.longest, c.start, c.rise),
             every=c.advance_every,
             at_least={"accuracy_whole": c.advance_accuracy},
             at_most={"loss": c.advance_loss},
