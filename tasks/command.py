@@ -90,6 +90,7 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
             _draw(task, model, accelerator, path.parent, target)
         else:
             _evaluate(task, model, accelerator, target)
+        accelerator.end_training()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -136,12 +137,13 @@ def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
     if state.is_main_process:
         found = [open_run_folder(folder, command.resume, command.overwrite)]
     trainer = Trainer(task, folder, resume=broadcast_object_list(found)[0])
-    if not trainer.fit():
+    finished = trainer.fit()
+    if not finished:
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
-        return INTERRUPTED
-    if trainer.accelerator.is_main_process:
+    elif trainer.accelerator.is_main_process:
         _draw(task, trainer.model, trainer.accelerator, folder, folder)
-    return 0
+    trainer.accelerator.end_training()  # torch.distributed asks for it before a process leaves
+    return 0 if finished else INTERRUPTED
 
 
 def _load(
