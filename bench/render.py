@@ -126,7 +126,8 @@ def markdown(results: Json) -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     loads = [row["load"] for row in rows]
     parts.append(
-        "ctm_fast: median time of a tick (`nlm-tick`, `nlm-train`), a call, a training step or an inference. "
+        "ctm_fast: median time of a tick (`nlm-tick`, `nlm-train`), a step of a memory "
+        "(`ntm-`, `dnc-`), a call, a training step or an inference. "
         "Baselines: how many times longer they take, the median of paired ratios. Achieved: what ctm_fast "
         "does and its share of this machine's own sgemm or copy. Kept: memory alive after a forward, and its "
         "ratio to the reference's. "
