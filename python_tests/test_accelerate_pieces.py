@@ -211,7 +211,7 @@ def test_parameter_of_another_class(name, monkeypatch):
     for each in (original, fast):
         owner, _, key = name.rpartition(".")
         setattr(each.get_submodule(owner), key, Labelled(each.get_parameter(name).detach()))
-    monkeypatch.delattr(run, "TickLoopFunction")
+    monkeypatch.delattr(run, "all_ticks")
     agree(original, fast, inputs)
 
 

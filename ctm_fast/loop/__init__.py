@@ -1,4 +1,4 @@
-"""All ticks of a CTM as one autograd function on the native CPU kernels.
+"""All ticks of a CTM in one call of the native CPU kernels.
 
 ``synapses`` plans and runs the synapse network, ``ticks`` the loop itself with its backward pass.
 """

@@ -19,7 +19,7 @@ from ctm_fast import backend as backends
 from ctm_fast.loop import plan
 from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
 from ctm_fast.loop.synapses import SynapsePlan
-from ctm_fast.loop.ticks import TickLoopFunction
+from ctm_fast.loop.ticks import all_ticks
 from ctm_fast.ops.native import draw_seed
 from ctm_fast.ops.nlm import nlm_pack, nlm_tick
 from ctm_fast.ops.sync import sync
@@ -98,10 +98,9 @@ def run_ticks(
     )  # fmt: skip
     keys, values = _keys_values(attention, tokens, z0)
     given = given.contiguous() if given is not None else z0.new_zeros(0, z0.shape[0], 0)
-    z, history, weights = TickLoopFunction.apply(
-        loop, parameters, torch.is_grad_enabled(), keys, values, given, z0, start.permute(2, 0, 1),
-        *parameters.flat(),
-    )  # fmt: skip
+    z, history, weights = all_ticks(
+        loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
+    )
     return States(z, history, _split_heads(weights, loop) if track and loop.attends else None)
 
 

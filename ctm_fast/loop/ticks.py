@@ -71,27 +71,34 @@ def _constant(loop: Loop, synapses: Synapses, given: Tensor) -> Tensor | None:
     return None
 
 
-class TickLoopFunction(torch.autograd.Function):
-    """(keys, values (K, B, d, L), given (G, B, d), z0 (B, D), start (M, B, D), parameters) -> z (T + 1, B, D),
-    history (M + T, B, D), attention weights (T, B, h * L) with ``track`` and (1, ...) without.
+def _forward(
+    keep: bool, loop: Loop, parameters: Parameters, keys: Tensor, values: Tensor, given: Tensor, z0: Tensor,
+    start: Tensor, *flat: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+    """What :func:`all_ticks` returns, and the heads' and linear maps' outputs; all ticks of these with ``keep``."""
+    (batch, neurons), memory = z0.shape, start.shape[0]
+    z = empty(z0, loop.ticks + 1, batch, neurons)
+    history = empty(z0, memory + loop.ticks, batch, neurons)
+    z[0], history[:memory] = z0, start
+    p = parameters.like(tuple(x.contiguous() for x in flat))
+    heads, linear, weights = _forward_ticks(loop, p, keys, values, given, z, history, keep)
+    return z, history, weights, heads, linear
 
-    ``grad`` is the caller's grad mode: ``needs_input_grad`` does not know of it, and inside it is always off.
-    """
+
+class TickLoopFunction(torch.autograd.Function):
+    """The loop where gradients may be wanted: arguments as :func:`_forward` takes them behind ``keep``."""
 
     @staticmethod
     def forward(
-        ctx: Any, loop: Loop, parameters: Parameters, grad: bool, keys: Tensor, values: Tensor, given: Tensor,
-        z0: Tensor, start: Tensor, *flat: Tensor,
+        ctx: Any, loop: Loop, parameters: Parameters, keys: Tensor, values: Tensor, given: Tensor, z0: Tensor,
+        start: Tensor, *flat: Tensor,
     ) -> Any:  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.loop, ctx.structure = loop, parameters
-        (batch, neurons), memory = z0.shape, start.shape[0]
-        z = empty(z0, loop.ticks + 1, batch, neurons)
-        history = empty(z0, memory + loop.ticks, batch, neurons)
-        z[0], history[:memory] = z0, start
-        keep = grad and any(ctx.needs_input_grad)
-        p = parameters.like(tuple(x.contiguous() for x in flat))
-        heads, linear, weights = _forward_ticks(loop, p, keys, values, given, z, history, keep)
+        keep = any(ctx.needs_input_grad)
+        z, history, weights, heads, linear = _forward(
+            keep, loop, parameters, keys, values, given, z0, start, *flat
+        )
         if keep:
             ctx.save_for_backward(keys, values, given, z, history, heads, *linear, *flat)
             ctx.linear = len(linear)
@@ -105,6 +112,16 @@ class TickLoopFunction(torch.autograd.Function):
         linear, flat = rest[: ctx.linear], rest[ctx.linear :]
         p = ctx.structure.like(tuple(x.contiguous() for x in flat))
         run = LoopBackward(
-            ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[3:]
+            ctx.loop, p, keys, values, given, z, history, heads, linear, ctx.needs_input_grad[2:]
         )
-        return (None, None, None, *run.run(dz, dhistory))
+        return (None, None, *run.run(dz, dhistory))
+
+
+def all_ticks(loop: Loop, parameters: Parameters, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(keys, values (K, B, d, L), given (G, B, d), z0 (B, D), start (M, B, D), parameters) -> z (T + 1, B, D),
+    history (M + T, B, D), attention weights (T, B, h * L) with ``track`` and (1, ...) without.
+    """
+    if torch.is_grad_enabled():
+        found: tuple[Tensor, Tensor, Tensor] = TickLoopFunction.apply(loop, parameters, *tensors)
+        return found
+    return _forward(False, loop, parameters, *tensors)[:3]
