@@ -66,6 +66,15 @@ def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One CPU thread: tiny models lose time on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def data_dir() -> Path:
     """The data folder CTM_FAST_DATA; skips where it is not set."""
     folder = os.environ.get("CTM_FAST_DATA")

@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from tasks.adaptive.sort import AdaptiveSort
 from tasks.adaptive.task import AdaptiveTask
 from tasks.command import main
 from tasks.errors import UserError
-from tasks.setup import cpu_threads, make_accelerator
+from tasks.setup import make_accelerator
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[1]
 TASKS: dict[str, type[AdaptiveTask[Any]]] = {
@@ -58,13 +59,6 @@ BEYOND = {
     "act_addition": {"longer", "more_digits"},
     "act_sort": {"longer"},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
 
 
 class Answers(nn.Module):

@@ -23,7 +23,8 @@ from tasks.command import main
 from tasks.errors import UserError
 from tasks.folders import write_text
 from tasks.parity.task import Parity
-from tasks.setup import cpu_threads
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -31,13 +32,6 @@ SIZES = {
     "n-synch-out": 4, "n-synch-action": 3, "memory-hidden-dims": 2, "batch-size": 2, "training-iterations": 3,
 }  # fmt: skip
 TINY = [text for name, size in SIZES.items() for text in (f"--{name}", str(size))] + ["--held-out", "0.2"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
 
 
 @pytest.fixture(scope="module")

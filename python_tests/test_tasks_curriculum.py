@@ -19,9 +19,11 @@ from tasks.config import TrainConfig
 from tasks.curriculum import Curriculum
 from tasks.errors import UserError
 from tasks.pictures import training_curves
-from tasks.setup import cpu_threads, make_accelerator
+from tasks.setup import make_accelerator
 from tasks.task import Batch, Task, batch_generator
 from tasks.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 
@@ -69,13 +71,6 @@ CONFIG = ToyConfig(
     training_iterations=60, batch_size=8, lr=0.1, warmup_steps=0, scheduler_type="none", log_every=5,
     track_every=10, save_every=7, threads=1, cpu=True,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
 
 
 def fed(curriculum: Curriculum, values: list[float], metric: str = "accuracy") -> list[int]:

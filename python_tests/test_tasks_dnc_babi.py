@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +24,10 @@ from tasks.dnc_babi.data import (
 from tasks.dnc_babi.presets import PRESETS
 from tasks.dnc_babi.task import DncBabi
 from tasks.errors import UserError
-from tasks.setup import cpu_threads, make_accelerator
+from tasks.setup import make_accelerator
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = """1 Mary moved to the bathroom.
 2 John took the milk there.
@@ -51,12 +52,6 @@ TINY = replace(
     training_iterations=2,
     track_every=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with cpu_threads(1):
-        yield
 
 
 @pytest.fixture

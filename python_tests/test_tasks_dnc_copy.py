@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from tasks.dnc_copy.config import PRESETS
 from tasks.dnc_copy.task import DncCopy
 from tasks.dnc_graph.config import PRESETS as GRAPHS
 from tasks.errors import UserError
-from tasks.setup import cpu_threads, make_accelerator
+from tasks.setup import make_accelerator
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = replace(
     PRESETS["quick"],
@@ -35,12 +36,6 @@ TINY = replace(
     training_iterations=2,
     track_every=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with cpu_threads(1):
-        yield
 
 
 def test_the_answer_is_the_sequence() -> None:

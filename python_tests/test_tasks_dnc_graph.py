@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,9 @@ from tasks.dnc_graph.lessons import HARDER, LESSONS, Lesson
 from tasks.dnc_graph.task import DncGraph
 from tasks.dnc_graph.walking import walk
 from tasks.errors import UserError
-from tasks.setup import cpu_threads
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = replace(
     PRESETS["quick"],
@@ -36,12 +36,6 @@ TINY = replace(
     track_every=2,
 )
 LESSON = Lesson((4, 7), (2, 4), (1, 3), 2)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with cpu_threads(1):
-        yield
 
 
 @pytest.fixture

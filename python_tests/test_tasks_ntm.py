@@ -17,8 +17,9 @@ from tasks.ntm.pictures import used_slots
 from tasks.ntm.priority_sort import PrioritySort, PrioritySortConfig
 from tasks.ntm.recall import Recall, RecallConfig
 from tasks.ntm.repeat_copy import RepeatCopy, RepeatCopyConfig
-from tasks.setup import cpu_threads
 from tasks.task import EVALUATION_SEED, batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {
     "controller-size": 6, "slots": 33, "width": 4, "batch-size": 2, "batch-size-test": 2, "n-test-batches": 2,
@@ -33,12 +34,6 @@ TASKS = {
     PrioritySort: ["--given", "4", "--kept", "3"],
 }
 every_task = pytest.mark.parametrize("task", TASKS, ids=[task.name for task in TASKS])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with cpu_threads(1):
-        yield
 
 
 @every_task

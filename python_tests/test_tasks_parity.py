@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from tasks.parity.config import PRESETS
 from tasks.parity.data import positions, random_sequences, sequences, split_patterns
 from tasks.parity.pictures import grid_shape
 from tasks.parity.task import Parity
-from tasks.setup import cpu_threads, make_accelerator, materialise
+from tasks.setup import make_accelerator, materialise
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Table of the paper (appendix G), reproduced from the published models.
 PARAMETERS = {
@@ -51,13 +52,6 @@ TINY = replace(
     batch_size=8,
     batch_size_test=4,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
 
 
 class Answers(nn.Module):

@@ -20,20 +20,14 @@ from tasks.errors import UserError
 from tasks.rtntm.config import ADD_PRESETS, COPY_PRESETS
 from tasks.rtntm.data import ALPHABET, DELIMITER, FED, FIRST_SYMBOL, IGNORED, copy_batch, sum_batch, text
 from tasks.rtntm.task import RTNTMAdd, RTNTMCopy, RTNTMReverse
-from tasks.setup import cpu_threads
 from tasks.task import batch_generator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = {"d_model": 8, "heads": 2, "batch_size": 4, "batch_size_test": 4, "n_test_batches": 2}
 COPY = replace(COPY_PRESETS["quick"], **TINY, length=6, slots=6, start=2, rise=2, vocabulary=9, beyond=(9,))
 ADD = replace(ADD_PRESETS["quick"], **TINY, digits=3, slots=12, ahead=0, beyond=(5,))
 TASKS = {"copy": (RTNTMCopy, COPY), "reverse": (RTNTMReverse, COPY), "add": (RTNTMAdd, ADD)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,11 @@ from tasks.config import TrainConfig
 from tasks.errors import UserError
 from tasks.parity.config import PRESETS, ParityConfig
 from tasks.parity.task import Parity
-from tasks.setup import cpu_threads, make_optimizer
+from tasks.setup import make_optimizer
 from tasks.task import batch_generator
 from tasks.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[1]
 SIZES: dict[str, Any] = {
@@ -39,11 +39,9 @@ SIZES: dict[str, Any] = {
 TINY = replace(PRESETS["quick"], **SIZES, dropout=0.2, training_iterations=10)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose time on more."""
-    with cpu_threads(1):
-        yield
+def as_options(settings: dict[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    return [text for name, value in settings.items() for text in ("--" + name.replace("_", "-"), str(value))]
 
 
 def run(config: ParityConfig, folder: Path, resume: bool = False) -> Trainer:
@@ -122,33 +120,58 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_sigkill_then_resume_equals_the_uninterrupted_run(tmp_path: Path) -> None:
-    options = [
-        "--training-iterations",
-        "150",
-        "--save-every",
-        "10",
-        "--track-every",
-        "20",
-        "--dropout",
-        "0.2",
-    ]
-    sizes = {name: size for name, size in SIZES.items() if name not in ("track_every", "save_every")}
-    options += [text for name, size in sizes.items() for text in ("--" + name.replace("_", "-"), str(size))]
+KILLING = """
+import csv, io, os, signal
+import torch
+from ctm_fast import checkpoint
+from tasks import logs
+from tasks.command import main
+from tasks.parity.task import Parity
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def saving(state, path):
+    if state["iteration"] == 10:
+        whole = io.BytesIO()
+        save(state, whole)
+        path.write_bytes(whole.getvalue()[: whole.tell() // 2])
+        die()
+    save(state, path)
+
+class Writer(csv.DictWriter):
+    def __init__(self, file, names):
+        super().__init__(file, names)
+        self.file = file
+
+    def writerow(self, row):
+        if row["iteration"] == 6:
+            self.file.write("6,0.")
+            self.file.flush()
+            die()
+        return super().writerow(row)
+
+save = torch.save
+"""
+MOMENTS = {"checkpoint": "checkpoint.torch.save = saving", "log": "logs.csv.DictWriter = Writer"}
+
+
+@pytest.mark.parametrize("half_written", MOMENTS)
+def test_sigkill_then_resume_equals_the_uninterrupted_run(tmp_path: Path, half_written: str) -> None:
+    """The process kills itself halfway through a checkpoint or a row of a log, after the checkpoint of step 5."""
+    options = as_options(SIZES | {"training_iterations": 10, "dropout": 0.2})
     command = ["train", "--preset", "quick", *options, "--out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.parity", *command, str(tmp_path / "killed")],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    program = "\n".join((KILLING, MOMENTS[half_written], "main(Parity)"))
+    process = subprocess.run(
+        [sys.executable, "-c", program, *command, str(tmp_path / "killed")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    while not (tmp_path / "killed" / "test.csv").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert 0 < checkpointing.load(tmp_path / "killed")["iteration"] < 100
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert checkpointing.load(tmp_path / "killed")["iteration"] == 5
     assert main(Parity, [*command, str(tmp_path / "killed"), "--resume"]) == 0
     assert main(Parity, [*command, str(tmp_path / "whole")]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed").glob(".*"))
 
 
 def test_ctrl_c_keeps_a_checkpoint_of_the_finished_step(
@@ -286,11 +309,11 @@ def test_two_processes_resume_to_the_same_run(tmp_path: Path) -> None:
     """With one tick, which leaves a parameter without gradient, and one evaluation batch for the two."""
     (tmp_path / "killed.py").write_text(KILLED_PROCESS)
     sizes = SIZES | {"iterations": 1, "training_iterations": 10, "dropout": 0.2}
-    options = [text for name, size in sizes.items() for text in ("--" + name.replace("_", "-"), str(size))]
 
     def launch(program: list[str], out: str, *more: str) -> tuple[int, str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*torchrun, *program, "train", "--cpu", *options, "--out", str(tmp_path / out), *more]
+        settings = ["--cpu", *as_options(sizes), "--out", str(tmp_path / out)]
+        command = [*torchrun, *program, "train", *settings, *more]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         return run.returncode, run.stderr
 
