@@ -7,7 +7,7 @@
 // Dropout acts on w after the softmax, as in multi-head attention; its row is first_row + batch index.
 #pragma once
 
-#include <cstdint>
+#include "arguments.h"
 
 namespace ctm {
 
@@ -15,21 +15,15 @@ struct AttendSizes {
   int64_t batch, heads, width, tokens;
 };
 
-struct AttendDropout {
-  double p = 0.0;
-  uint64_t seed = 0;
-  int64_t first_row = 0;
-};
-
 template <class T>
 struct AttendTable {
   // weights (B, heads, L): the softmax, after dropout.
-  void (*forward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys,
+  void (*forward)(const AttendSizes&, const DropoutRows&, const T* q, int64_t q_row, const T* keys,
                   const T* values, T* weights, T* o, int64_t o_row, int threads);
   // Recomputes weights (B, heads, L, before dropout) and dropped (after it; null if p = 0); scores (B, heads,
   // L) is the gradient of the scores. The gradients of keys and values follow from them for all ticks at
   // once.
-  void (*backward)(const AttendSizes&, const AttendDropout&, const T* q, int64_t q_row, const T* keys,
+  void (*backward)(const AttendSizes&, const DropoutRows&, const T* q, int64_t q_row, const T* keys,
                    const T* values, const T* grad, int64_t grad_row, T* dropped, T* weights, T* scores, T* dq,
                    int64_t dq_row, int threads);
 };

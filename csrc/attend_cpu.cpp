@@ -6,9 +6,6 @@
 namespace ctm::CTM_LEVEL {
 namespace {
 
-template <class T>
-constexpr int V = lanes<T>;
-
 template <class T, int N>
 CTM_INLINE void combine_part(int64_t width, int64_t tokens, const T* x, const T* rows, T* out) {
   Vec<T> sum[N] = {};
@@ -73,13 +70,13 @@ struct Mask {
   Dropout drop;
   uint32_t key;
 
-  Mask(const AttendDropout& d, int64_t b)
+  Mask(const DropoutRows& d, int64_t b)
       : drop(d.p, d.seed), key(row_key(d.seed, static_cast<uint64_t>(d.first_row + b))) {}
   // Writes x * mask for one head; in == out is allowed.
   template <class T>
   void apply(int64_t tokens, int64_t head, const T* in, T* out) const {
     for (int64_t l = 0; l < tokens; l += V<T>) {
-      const int n = static_cast<int>(tokens - l < V<T> ? tokens - l : V<T>);
+      const int n = part<T>(tokens, l);
       const Vec<T> keep = keep_mask<T>(drop, key, static_cast<uint32_t>(head * tokens + l));
       store_part(out + l, load_part(in + l, n) * keep, n);
     }
@@ -87,7 +84,7 @@ struct Mask {
 };
 
 template <class T>
-void forward(const AttendSizes& n, const AttendDropout& drop, const T* q, int64_t q_row, const T* keys,
+void forward(const AttendSizes& n, const DropoutRows& drop, const T* q, int64_t q_row, const T* keys,
              const T* values, T* weights, T* o, int64_t o_row, int threads) {
   const int64_t plane = n.width * n.tokens;
   parallel_for(threads, n.batch, [&](int64_t b) {
@@ -105,7 +102,7 @@ void forward(const AttendSizes& n, const AttendDropout& drop, const T* q, int64_
 }
 
 template <class T>
-void backward(const AttendSizes& n, const AttendDropout& drop, const T* q, int64_t q_row, const T* keys,
+void backward(const AttendSizes& n, const DropoutRows& drop, const T* q, int64_t q_row, const T* keys,
               const T* values, const T* grad, int64_t grad_row, T* dropped, T* weights, T* scores, T* dq,
               int64_t dq_row, int threads) {
   const int64_t plane = n.width * n.tokens;

@@ -5,10 +5,6 @@ namespace {
 
 using AttendShape = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // B, heads, width, L
 
-AttendSizes attend_sizes(const AttendShape& s) {
-  return {std::get<0>(s), std::get<1>(s), std::get<2>(s), std::get<3>(s)};
-}
-
 }  // namespace
 
 void bind_attend(py::module_& m) {
@@ -17,7 +13,7 @@ void bind_attend(py::module_& m) {
            Address values, Address weights, Address o, int64_t o_row, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().attend,
-                       k.forward(attend_sizes(n), dropout<AttendDropout>(drop), at<T>(q), q_row, at<T>(keys),
+                       k.forward(made<AttendSizes>(n), made<DropoutRows>(drop), at<T>(q), q_row, at<T>(keys),
                                  at<T>(values), at<T>(weights), at<T>(o), o_row, threads));
         });
   m.def("attend_backward", [](int type, const AttendShape& n, const Drop& drop, Address q, int64_t q_row,
@@ -25,7 +21,7 @@ void bind_attend(py::module_& m) {
                               Address weights, Address scores, Address dq, int64_t dq_row, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().attend,
-                 k.backward(attend_sizes(n), dropout<AttendDropout>(drop), at<T>(q), q_row, at<T>(keys),
+                 k.backward(made<AttendSizes>(n), made<DropoutRows>(drop), at<T>(q), q_row, at<T>(keys),
                             at<T>(values), at<T>(grad), grad_row, at<T>(dropped), at<T>(weights),
                             at<T>(scores), at<T>(dq), dq_row, threads));
   });

@@ -37,9 +37,29 @@ struct Buffer {
   }
 };
 
+// Hands out pieces of one scratch buffer; without a buffer it only counts them.
+template <class T>
+struct Arena {
+  T* data = nullptr;
+  int64_t used = 0;
+
+  template <class U = T>
+  U* take(int64_t count) {
+    U* piece = data ? reinterpret_cast<U*>(data + used) : nullptr;
+    constexpr int64_t per_line = kLine / static_cast<int64_t>(sizeof(T));
+    used += whole_lines<U>(count) * static_cast<int64_t>(sizeof(U)) / kLine * per_line;
+    return piece;
+  }
+};
+
 template <class T>
 inline void clear(T* data, int64_t count) {
   std::memset(static_cast<void*>(data), 0, sizeof(T) * static_cast<size_t>(count));
+}
+
+template <class T>
+inline void copy(int64_t count, const T* from, T* to) {
+  std::memcpy(to, from, sizeof(T) * static_cast<size_t>(count));
 }
 
 }  // namespace ctm::CTM_LEVEL

@@ -3,48 +3,34 @@
 #include <atomic>
 #include <cstdlib>
 
-#define CTM_DECLARE(level)                     \
-  namespace ctm::level {                       \
-  extern const DncKernels dnc_kernels;         \
-  extern const NlmKernels nlm_kernels;         \
-  extern const SyncKernels sync_kernels;       \
-  extern const NtmKernels ntm_kernels;         \
-  extern const AttendKernels attend_kernels;   \
-  extern const SynapseKernels synapse_kernels; \
-  extern const LinearKernels linear_kernels;   \
-  extern const HaltingKernels halting_kernels; \
+#define CTM_DECLARE(family, Family) extern const Family##Kernels family##_kernels;
+#define CTM_ADDRESS(family, Family) , &family##_kernels
+#define CTM_TABLE(level)                                  \
+  namespace ctm::level {                                  \
+  CTM_FAMILIES(CTM_DECLARE)                               \
+  const Kernels all = {#level CTM_FAMILIES(CTM_ADDRESS)}; \
   }
-#define CTM_TABLE(level)    \
-  {#level,                  \
-   &level::dnc_kernels,     \
-   &level::nlm_kernels,     \
-   &level::sync_kernels,    \
-   &level::ntm_kernels,     \
-   &level::attend_kernels,  \
-   &level::synapse_kernels, \
-   &level::linear_kernels,  \
-   &level::halting_kernels}
 
-CTM_DECLARE(baseline)
+CTM_TABLE(baseline)
 #ifdef CTM_HAS_avx2
-CTM_DECLARE(avx2)
+CTM_TABLE(avx2)
 #endif
 #ifdef CTM_HAS_avx512
-CTM_DECLARE(avx512)
+CTM_TABLE(avx512)
 #endif
 
 namespace ctm {
 namespace {
 
 std::vector<Kernels> available() {
-  std::vector<Kernels> found = {CTM_TABLE(baseline)};
+  std::vector<Kernels> found = {baseline::all};
 #ifdef CTM_HAS_avx2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(CTM_TABLE(avx2));
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2::all);
 #endif
 #ifdef CTM_HAS_avx512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    found.push_back(CTM_TABLE(avx512));
+    found.push_back(avx512::all);
 #endif
   return found;
 }

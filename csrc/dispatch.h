@@ -15,17 +15,24 @@
 
 namespace ctm {
 
+// Calls DO(word, prefix of its types) for every family of kernels: those of csrc/<word>.h and
+// <word>_cpu.cpp, bound in <word>_module.cpp.
+#define CTM_FAMILIES(DO) \
+  DO(nlm, Nlm)           \
+  DO(sync, Sync)         \
+  DO(ntm, Ntm)           \
+  DO(dnc, Dnc)           \
+  DO(attend, Attend)     \
+  DO(synapse, Synapse)   \
+  DO(linear, Linear)     \
+  DO(halting, Halting)
+
+#define CTM_MEMBER(family, Family) const Family##Kernels* family;
 struct Kernels {
   const char* level;
-  const DncKernels* dnc;
-  const NlmKernels* nlm;
-  const SyncKernels* sync;
-  const NtmKernels* ntm;
-  const AttendKernels* attend;
-  const SynapseKernels* synapse;
-  const LinearKernels* linear;
-  const HaltingKernels* halting;
+  CTM_FAMILIES(CTM_MEMBER)
 };
+#undef CTM_MEMBER
 
 // Best level that this CPU runs, capped by the environment variable CTM_FAST_SIMD when the module is loaded.
 const Kernels& kernels();

@@ -107,8 +107,7 @@ class Backward : Machine<T, Links> {
     load_weightings(t);
     add(n_.slots, place_.at(g.usage, n_.slots, t), dusage_);
     add(n_.slots, place_.at(g.write, n_.slots, t), dwrite_);
-    for (int64_t h = 0; h < n_.heads; ++h)
-      add(n_.slots, place_.at(g.read, n_.heads * n_.slots, t) + h * n_.slots, dread_ + h * pad_);
+    add_rows(n_.heads, n_.slots, place_.at(g.read, n_.heads * n_.slots, t), dread_);
     reads(after, place_.at(g.reads, n_.heads * n_.width, t));
     read_contents(after, d);
     links(before, after, d);
@@ -163,13 +162,7 @@ class Backward : Machine<T, Links> {
       for (int64_t v = 0; v < pad_; v += lanes<T>)
         store(dread_ + h * pad_ + v, forward[h] * load(column + v) + backward[h] * load(along + v));
     }
-    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); }),
-            lost = dot(pad_, d_.precedence, before.precedence);
-    for (int64_t v = 0; v < pad_; v += lanes<T>) {
-      const Vec<T> g = load(d_.precedence + v);
-      store(dwrite_ + v, load(dwrite_ + v) + (g - lost));
-      store(d_.precedence + v, keep * g);
-    }
+    precedence_backward(n_.slots, write_, before.precedence, d_.precedence, dwrite_);
     links_.recede(before.rows, after.rows, write_, before.precedence, d_.rows, dwrite_, d_.precedence);
   }
 

@@ -42,9 +42,7 @@ void backward(const DncSizes& n, const DncOptions& options, const DncInputs<T>& 
     for_samples<Backward<T, DenseLinks<T>>, T>(n, threads, run, n, options);
 }
 
-// ---- one update of links
-// --------------------------------------------------------------------------------------
-
+// One update of links and precedence.
 template <class T, class Links>
 class LinkUpdate {
  public:
@@ -73,9 +71,8 @@ class LinkUpdate {
     links_.follow(after_, {n_.heads, read_}, forward_, backward_);
     unpad(n_.heads, n_.slots, forward_, place.at(out.forward, n_.heads * n_.slots));
     unpad(n_.heads, n_.slots, backward_, place.at(out.backward, n_.heads * n_.slots));
-    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); });
-    T* precedence = place.at(out.precedence, n_.slots);
-    for (int64_t i = 0; i < n_.slots; ++i) precedence[i] = keep * precedence_[i] + write_[i];
+    next_precedence(n_.slots, write_, precedence_, precedence_);
+    copy(n_.slots, precedence_, place.at(out.precedence, n_.slots));
   }
 
   void backward(const DncInputs<T>& in, const DncLinks<const T>& g, const DncGradients<T>& out,
@@ -90,14 +87,9 @@ class LinkUpdate {
     add(n_.heads * pad_, along_, columns_);
     unpad(n_.heads, n_.slots, columns_, place.at(out.read, heads));
 
-    const T* dprecedence = place.at(g.precedence, n_.slots);
-    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write_ + at); });
-    T lost = 0;
-    for (int64_t i = 0; i < n_.slots; ++i) lost += dprecedence[i] * precedence_[i];
-    for (int64_t i = 0; i < n_.slots; ++i) dwrite_[i] = dprecedence[i] - lost;
-    for (int64_t i = 0; i < n_.slots; ++i) dprecedence_[i] = keep * dprecedence[i];
-    clear(dwrite_ + n_.slots, pad_ - n_.slots);
-    clear(dprecedence_ + n_.slots, pad_ - n_.slots);
+    pad(1, n_.slots, place.at(g.precedence, n_.slots), dprecedence_);
+    clear(dwrite_, pad_);
+    precedence_backward(n_.slots, write_, precedence_, dprecedence_, dwrite_);
     links_.recede(before_, after_, write_, precedence_, d_, dwrite_, dprecedence_);
     copy(n_.slots, dwrite_, place.at(out.write, n_.slots));
     copy(n_.slots, dprecedence_, place.at(out.precedence, n_.slots));

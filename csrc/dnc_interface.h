@@ -7,16 +7,10 @@
 namespace ctm::CTM_LEVEL {
 
 template <class T>
-CTM_INLINE T softplus(T x) {
-  return x > T(0) ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
-}
-
-template <class T>
 void sigmoids(int64_t n, const T* x, T* out) {
-  for (int64_t v = 0; v < n; v += lanes<T>) {
-    const int count = static_cast<int>(n - v < lanes<T> ? n - v : lanes<T>);
-    const Vec<T> e = exp(-load_part(x + v, count));
-    store_part(out + v, T(1) / (T(1) + e), count);
+  for (int64_t at = 0; at < n; at += V<T>) {
+    const int count = part<T>(n, at);
+    store_part(out + at, sigmoid(load_part(x + at, count)), count);
   }
 }
 
@@ -88,7 +82,7 @@ class Interface {
     for (int m = 0; m < 3; ++m) out[m] /= sum;
   }
   static void sigmoid_times(int64_t n, const T* raw, T* gradient) {
-    for (int64_t i = 0; i < n; ++i) gradient[i] *= T(1) / (T(1) + std::exp(-raw[i]));
+    for (int64_t i = 0; i < n; ++i) gradient[i] *= logistic(raw[i]);
   }
 
   const DncSizes& n_;

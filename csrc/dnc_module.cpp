@@ -1,5 +1,3 @@
-#include <array>
-
 #include "bindings.h"
 
 namespace ctm {
@@ -10,22 +8,6 @@ using DncFlags = std::tuple<double, double, bool, bool>;                        
 template <size_t N>
 using Addresses = std::array<Address, N>;  // in the order of the struct's members
 
-template <class S, class Tuple>
-S made(const Tuple& values) {
-  return std::apply([](auto... value) { return S{value...}; }, values);
-}
-
-template <class T>
-DncInputs<T> inputs(const Addresses<8>& a) {
-  return {at<T>(a[0]), at<T>(a[1]), at<T>(a[2]), at<T>(a[3]),
-          at<T>(a[4]), at<T>(a[5]), at<T>(a[6]), at<int64_t>(a[7])};
-}
-// The struct of pointers to T whose members have these addresses.
-template <template <class> class S, class T, size_t N>
-S<T> pointers(const Addresses<N>& a) {
-  return std::apply([](auto... address) { return S<T>{at<T>(address)...}; }, a);
-}
-
 }  // namespace
 
 void bind_dnc(py::module_& m) {
@@ -33,31 +15,32 @@ void bind_dnc(py::module_& m) {
                           const Addresses<7>& out, Address columns, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().dnc,
-                 k.forward(made<DncSizes>(n), made<DncOptions>(options), inputs<T>(in),
-                           pointers<DncOutputs, T>(out), at<int64_t>(columns), threads));
+                 k.forward(made<DncSizes>(n), made<DncOptions>(options), pointers<DncInputs<T>>(in),
+                           pointers<DncOutputs<T>>(out), at<int64_t>(columns), threads));
   });
   m.def("dnc_backward",
         [](int type, const DncShape& n, const DncFlags& options, const Addresses<8>& in,
            const Addresses<7>& saved, const Addresses<7>& gradients, const Addresses<7>& found, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().dnc,
-                       k.backward(made<DncSizes>(n), made<DncOptions>(options), inputs<T>(in),
-                                  pointers<DncOutputs, T>(saved), pointers<DncOutputs, const T>(gradients),
-                                  pointers<DncGradients, T>(found), threads));
+                       k.backward(made<DncSizes>(n), made<DncOptions>(options), pointers<DncInputs<T>>(in),
+                                  pointers<DncOutputs<T>>(saved), pointers<DncOutputs<const T>>(gradients),
+                                  pointers<DncGradients<T>>(found), threads));
         });
   m.def("dnc_link_forward", [](int type, const DncShape& n, const Addresses<8>& in, const Addresses<4>& out,
                                Address columns, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().dnc,
-                 k.link_forward(made<DncSizes>(n), inputs<T>(in), pointers<DncLinks, T>(out),
+                 k.link_forward(made<DncSizes>(n), pointers<DncInputs<T>>(in), pointers<DncLinks<T>>(out),
                                 at<int64_t>(columns), threads));
   });
   m.def("dnc_link_backward", [](int type, const DncShape& n, const Addresses<8>& in,
                                 const Addresses<4>& gradients, const Addresses<7>& found, int threads) {
     py::gil_scoped_release release;
-    CTM_DISPATCH(type, *kernels().dnc,
-                 k.link_backward(made<DncSizes>(n), inputs<T>(in), pointers<DncLinks, const T>(gradients),
-                                 pointers<DncGradients, T>(found), threads));
+    CTM_DISPATCH(
+        type, *kernels().dnc,
+        k.link_backward(made<DncSizes>(n), pointers<DncInputs<T>>(in), pointers<DncLinks<const T>>(gradients),
+                        pointers<DncGradients<T>>(found), threads));
   });
   m.def("dnc_allocation",
         [](int type, const DncShape& n, double eps, Address usage, Address out, int threads) {

@@ -1,25 +1,9 @@
-// Scratch memory, sums and transpositions of the DNC's kernels, on the vectors over slots of ntm_slots.h.
+// Sums, blocking and transpositions of the DNC's kernels, on the vectors over slots of slots.h.
 #pragma once
 
-#include "buffer.h"
-#include "ntm_slots.h"
+#include "slots.h"
 
 namespace ctm::CTM_LEVEL {
-
-// Hands out pieces of one scratch buffer; without a buffer it only counts them.
-template <class T>
-struct Arena {
-  T* data;
-  int64_t used = 0;
-
-  template <class U = T>
-  U* take(int64_t count) {
-    U* piece = data ? reinterpret_cast<U*>(data + used) : nullptr;
-    constexpr int64_t per_line = kLine / static_cast<int64_t>(sizeof(T));
-    used += whole_lines<U>(count) * static_cast<int64_t>(sizeof(U)) / kLine * per_line;
-    return piece;
-  }
-};
 
 // Calls body(std::integral_constant<int, C>{}, first) for pieces of C = 4, 2 or 1 that make up [0, n).
 template <class Body>
@@ -31,11 +15,6 @@ CTM_INLINE void by_fours(int64_t n, const Body& body) {
     i += 2;
   }
   if (i < n) body(std::integral_constant<int, 1>{}, i);
-}
-
-template <class T>
-CTM_INLINE void copy(int64_t n, const T* from, T* to) {
-  std::memcpy(to, from, sizeof(T) * static_cast<size_t>(n));
 }
 
 template <class T>
@@ -63,6 +42,25 @@ CTM_INLINE void sums(Vec<T> (&x)[C], T* out) {
   }
 }
 
+// to = (1 - sum_n w[n]) p + w: how much every slot was the last that was written. `to` may be p.
+template <class T>
+CTM_INLINE void next_precedence(int64_t slots, const T* w, const T* p, T* to) {
+  const T keep = T(1) - sum_over<T>(slots, [&](int64_t at) { return load(w + at); });
+  for (int64_t v = 0; v < slots; v += V<T>) store(to + v, keep * load(p + v) + load(w + v));
+}
+
+// d, the gradient of the next precedence, becomes that of p; dw is added to.
+template <class T>
+CTM_INLINE void precedence_backward(int64_t slots, const T* w, const T* p, T* d, T* dw) {
+  const T keep = T(1) - sum_over<T>(slots, [&](int64_t at) { return load(w + at); });
+  const T lost = dot(slots, d, p);
+  for (int64_t v = 0; v < slots; v += V<T>) {
+    const Vec<T> g = load(d + v);
+    store(dw + v, load(dw + v) + (g - lost));
+    store(d + v, keep * g);
+  }
+}
+
 // to[n] += sum_r x[r * stride] rows[r][n]
 template <class T>
 CTM_INLINE void add_combined(int64_t pad, int64_t count, const T* x, int64_t stride, const T* rows, T* to) {
@@ -77,12 +75,10 @@ CTM_INLINE void add_combined(int64_t pad, int64_t count, const T* x, int64_t str
 template <class T>
 inline void transposed(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
                        int64_t to_stride) {
-  constexpr int V = lanes<T>;
-  for (int64_t i = 0; i < rows; i += V)
-    for (int64_t j = 0; j < columns; j += V) {
-      const int height = static_cast<int>(rows - i < V ? rows - i : V);
-      const int width = static_cast<int>(columns - j < V ? columns - j : V);
-      Vec<T> square[V] = {};
+  for (int64_t i = 0; i < rows; i += V<T>)
+    for (int64_t j = 0; j < columns; j += V<T>) {
+      const int height = part<T>(rows, i), width = part<T>(columns, j);
+      Vec<T> square[V<T>] = {};
       for (int r = 0; r < height; ++r) square[r] = load_part(from + (i + r) * from_stride + j, width);
       transpose<T>(square);
       for (int c = 0; c < width; ++c) store_part(to + (j + c) * to_stride + i, square[c], height);

@@ -1,7 +1,7 @@
 // What forward and backward of one sample share: the state beside the memory, and the parts of a step.
 #pragma once
 
-#include "content.h"
+#include "dnc_content.h"
 #include "dnc_interface.h"
 #include "dnc_links.h"
 #include "dnc_sparse.h"
@@ -64,9 +64,7 @@ class Machine {
     }
     slot_norms(plane_, to.memory, eps_, to.norms);
     links_.advance(from.rows, write, from.precedence, to.rows);
-    const T keep = T(1) - sum_over<T>(n_.slots, [&](int64_t at) { return load(write + at); });
-    for (int64_t v = 0; v < pad_; v += lanes<T>)
-      store(to.precedence + v, keep * load(from.precedence + v) + load(write + v));
+    next_precedence(n_.slots, write, from.precedence, to.precedence);
   }
 
  protected:

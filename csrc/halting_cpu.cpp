@@ -10,14 +10,6 @@ namespace ctm::CTM_LEVEL {
 namespace {
 
 template <class T>
-constexpr int V = lanes<T>;
-
-template <class T>
-CTM_INLINE int part(int64_t width, int64_t j) {
-  return static_cast<int>(std::min<int64_t>(V<T>, width - j));
-}
-
-template <class T>
 CTM_INLINE T dot(int64_t width, const T* a, const T* b) {
   Vec<T> sum{};
   int64_t j = 0;
@@ -180,7 +172,7 @@ void advance(const RecurrenceSizes& n, int64_t t, int64_t r, bool last, T thresh
   } else {
     rnn_cell(n.width, input, flag, hidden);
   }
-  const T p = T(1) / (T(1) + std::exp(-(dot(n.width, hidden, s.halting) + *s.bias)));
+  const T p = logistic(dot(n.width, hidden, s.halting) + *s.bias);
   const T sum = s.total[b] + p;
   const bool ends = last || sum >= threshold;
   const T w = ends ? T(1) - s.total[b] : p;

@@ -3,7 +3,8 @@
 //   y[r][n] = init[r][n] + sum_k x[r][k] w[n][k]
 //
 // Vendor GEMMs are tuned for many rows; with 1 to 32 of them the packed panels below run at a multiple of
-// their rate. Packed: panels of two vectors of outputs, [ceil(N / panel)][K][panel], zero beyond N.
+// their rate. Packed: panels of two vectors of outputs, [ceil(N / panel)][K][panel], zero beyond N, bound to
+// the SIMD level that packed them: with another one in use run throws std::invalid_argument.
 #pragma once
 
 #include <cstdint>

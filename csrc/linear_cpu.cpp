@@ -1,20 +1,18 @@
 #include "linear.h"
 
+#include "packed.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
 
-template <class T>
-constexpr int V = lanes<T>;
 template <class T>
 constexpr int kPanel = 2 * V<T>;
 constexpr int64_t kDepth = 128;  // inputs summed before they are added to the result: short sums round less
 
 template <class T>
 int64_t packed_size(int64_t outputs, int64_t inputs) {
-  return (outputs + kPanel<T> - 1) / kPanel<T> * kPanel<T> * inputs;
+  return kHeader<T> + (outputs + kPanel<T> - 1) / kPanel<T> * kPanel<T> * inputs;
 }
 
 // Outputs innermost in w: the panel's rows are copied.
@@ -34,7 +32,7 @@ void transpose_panel(int64_t inputs, int used, const T* from, int64_t w_out, T* 
   constexpr int P = kPanel<T>, K = V<T>;
   T square[P * K] = {};
   for (int64_t k0 = 0; k0 < inputs; k0 += K) {
-    const int depth = static_cast<int>(inputs - k0 < K ? inputs - k0 : K);
+    const int depth = part<T>(inputs, k0);
     for (int l = 0; l < used; ++l) store(square + l * K, load_part(from + l * w_out + k0, depth));
     for (int k = 0; k < depth; ++k)
       for (int l = 0; l < P; ++l) to[(k0 + k) * P + l] = square[l * K + k];
@@ -52,8 +50,9 @@ void gather_panel(int64_t inputs, int used, const T* from, int64_t w_out, int64_
 template <class T>
 void pack(int64_t outputs, int64_t inputs, const T* w, int64_t w_out, int64_t w_in, T* packed, int threads) {
   constexpr int P = kPanel<T>;
+  T* blocks = new_blocks(packed);
   parallel_for(threads, (outputs + P - 1) / P, [&](int64_t panel) {
-    T* to = packed + panel * P * inputs;
+    T* to = blocks + panel * P * inputs;
     const T* from = w + panel * P * w_out;
     const int64_t left = outputs - panel * P;
     const int used = static_cast<int>(left < P ? left : P);
@@ -108,10 +107,11 @@ template <class T>
 void run(LinearSizes n, const T* x, int64_t x_row, const T* packed, const T* init, int64_t init_row, T* y,
          int64_t y_row, int threads) {
   constexpr int P = kPanel<T>;
+  const T* blocks = blocks_of("linear", packed);
   const int team = n.rows * n.outputs * n.inputs < 65536 ? 1 : threads;
   parallel_for(team, (n.outputs + P - 1) / P, [&](int64_t panel) {
     const int64_t at = panel * P, left = n.outputs - at;
-    rows_of_panel<T, CTM_ROWS>(0, n, x, x_row, packed + at * n.inputs, init ? init + at : nullptr, init_row,
+    rows_of_panel<T, CTM_ROWS>(0, n, x, x_row, blocks + at * n.inputs, init ? init + at : nullptr, init_row,
                                y + at, y_row, static_cast<int>(left < P ? left : P));
   });
 }

@@ -49,12 +49,6 @@ PYBIND11_MODULE(_C, m) {
     if (!ctm::set_level(name))
       throw py::value_error("set_simd_level: level must be one of simd_levels(), got " + name);
   });
-  ctm::bind_dnc(m);
-  ctm::bind_nlm(m);
-  ctm::bind_sync(m);
-  ctm::bind_ntm(m);
-  ctm::bind_attend(m);
-  ctm::bind_synapse(m);
-  ctm::bind_linear(m);
-  ctm::bind_halting(m);
+#define CTM_BIND(family, Family) ctm::bind_##family(m);
+  CTM_FAMILIES(CTM_BIND)
 }

@@ -25,18 +25,19 @@ void for_each_block(const NlmSizes& n, int64_t extra, int threads, const Run& ru
 }
 
 template <class T, class X>
-void forward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x,
+void forward_typed(const NlmSizes& n, const DropoutRows& drop, const T* packed, const X* x,
                    const NlmStrides& s, X* z, int64_t z_row, int threads) {
   const Masks<T> masks(n, drop);
+  const T* blocks = blocks_of("nlm", packed);
   for_each_block<T>(n, 0, threads, [&](int64_t index, T* scratch, T*) {
-    const T* w = packed + index * block_elements<T>(n);
+    const T* w = blocks + index * block_elements<T>(n);
     for_each_tile<T, X, CTM_ROWS>(n, masks, w, block_at<T>(n, index), scratch, 0, n.rows,
                                   [&](const auto& tile) { tile.forward(x, s, z, z_row); });
   });
 }
 
 template <class T, class X>
-void direct_typed(const NlmSizes& n, const NlmDropout& drop, const Unpacked<T>& p, const X* x,
+void direct_typed(const NlmSizes& n, const DropoutRows& drop, const Unpacked<T>& p, const X* x,
                   const NlmStrides& s, X* z, int64_t z_row, int threads) {
   const Masks<T> masks(n, drop);
   const int64_t blocks = block_count<T>(n), groups = (blocks + kTogether - 1) / kTogether;
@@ -54,19 +55,20 @@ void direct_typed(const NlmSizes& n, const NlmDropout& drop, const Unpacked<T>& 
 constexpr int64_t kChunkRows = 128;
 
 template <class T, class X>
-void backward_typed(const NlmSizes& n, const NlmDropout& drop, const T* packed, const X* x,
+void backward_typed(const NlmSizes& n, const DropoutRows& drop, const T* packed, const X* x,
                     const NlmStrides& s, const T* dz, int64_t dz_row, T* dx, const NlmStrides& dx_strides,
                     T* dpacked, int threads) {
   const Masks<T> masks(n, drop);
   const int64_t size = block_elements<T>(n);
+  const T* blocks = blocks_of("nlm", packed);
   const bool apart = dpacked && n.rows > kChunkRows;
   for_each_block<T>(n, apart ? size : 0, threads, [&](int64_t index, T* scratch, T* part) {
-    const T* w = packed + index * size;
+    const T* w = blocks + index * size;
     const Block block = block_at<T>(n, index);
-    T* total = dpacked ? dpacked + index * size : nullptr;
+    T* total = dpacked ? dpacked + kHeader<T> + index * size : nullptr;
     for (int64_t row = 0; row < n.rows; row += kChunkRows) {
       const int64_t end = row + kChunkRows < n.rows ? row + kChunkRows : n.rows;
-      if (apart) std::memset(part, 0, sizeof(T) * static_cast<size_t>(size));
+      if (apart) clear(part, size);
       for_each_tile<T, X, CTM_ROWS>(n, masks, w, block, scratch, row, end, [&](const auto& tile) {
         tile.backward(x, s, dz, dz_row, dx, dx_strides, apart ? part : total);
       });
@@ -83,6 +85,10 @@ const T* as(const void* p) {
 template <class T>
 T* as(void* p) {
   return static_cast<T*>(p);
+}
+
+int64_t packed_size(Storage type, const NlmSizes& n) {
+  return type == Storage::f64 ? packed_elements<double>(n) : packed_elements<float>(n);
 }
 
 void pack(Storage type, const NlmSizes& n, const void* w1, const void* b1, double t1, const void* w2,
@@ -106,7 +112,7 @@ void unpack(Storage type, const NlmSizes& n, const void* packed, const void* gra
                         as<float>(t2_grad), threads);
 }
 
-void forward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x,
+void forward(Storage type, const NlmSizes& n, const DropoutRows& drop, const void* packed, const void* x,
              NlmStrides s, void* z, int64_t z_row, int threads) {
   if (type == Storage::f64)
     forward_typed(n, drop, as<double>(packed), as<double>(x), s, as<double>(z), z_row, threads);
@@ -121,7 +127,7 @@ Unpacked<T> unpacked(const void* w1, const void* b1, double t1, const void* w2, 
   return {as<T>(w1), as<T>(b1), as<T>(w2), as<T>(b2), T(1) / static_cast<T>(t1), T(1) / static_cast<T>(t2)};
 }
 
-void direct(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* w1, const void* b1,
+void direct(Storage type, const NlmSizes& n, const DropoutRows& drop, const void* w1, const void* b1,
             double t1, const void* w2, const void* b2, double t2, const void* x, NlmStrides s, void* z,
             int64_t z_row, int threads) {
   if (type == Storage::f64)
@@ -135,7 +141,7 @@ void direct(Storage type, const NlmSizes& n, const NlmDropout& drop, const void*
                  threads);
 }
 
-void backward(Storage type, const NlmSizes& n, const NlmDropout& drop, const void* packed, const void* x,
+void backward(Storage type, const NlmSizes& n, const DropoutRows& drop, const void* packed, const void* x,
               NlmStrides s, const void* dz, int64_t dz_row, void* dx, NlmStrides dx_strides, void* dpacked,
               int threads) {
   if (type == Storage::f64)
@@ -151,7 +157,6 @@ void backward(Storage type, const NlmSizes& n, const NlmDropout& drop, const voi
 
 }  // namespace
 
-extern const NlmKernels nlm_kernels = {lanes<float>, lanes<double>, packed_size, pack,
-                                       unpack,       forward,       direct,      backward};
+extern const NlmKernels nlm_kernels = {packed_size, pack, unpack, forward, direct, backward};
 
 }  // namespace ctm::CTM_LEVEL

@@ -32,7 +32,7 @@ struct Direct {
 
   // Up to `left` weights, times their scale.
   static CTM_INLINE Vec<T> scaled(const T* w, int64_t left, T scale) {
-    return load_part(w, static_cast<int>(left < V ? left : V)) * scale;
+    return load_part(w, part<T>(left, 0)) * scale;
   }
 
   // unit[out] = b1, a square of neurons and outputs at a time.
@@ -40,11 +40,11 @@ struct Direct {
     const int64_t outputs = 2 * n.hidden;
     for (int64_t out = 0; out < outputs; out += V) {
       Vec<T> square[V] = {};
-      const int64_t used = outputs - out < V ? outputs - out : V;
+      const int used = part<T>(outputs, out);
       for (int l = 0; l < block.width; ++l)
         square[l] = scaled(p.b1 + (block.first + l) * outputs + out, used, p.scale1);
       transpose<T>(square);
-      for (int64_t o = 0; o < used; ++o) store(unit(out + o, i), square[o]);
+      for (int o = 0; o < used; ++o) store(unit(out + o, i), square[o]);
     }
   }
 

@@ -4,10 +4,9 @@
 
 #include <cmath>
 
-#include "buffer.h"
 #include "nlm.h"
+#include "packed.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
@@ -20,8 +19,7 @@ struct Block {  // one group of `lanes` neurons
 template <class T>
 Block block_at(const NlmSizes& n, int64_t index) {
   const int64_t first = index * lanes<T>;
-  const int64_t left = n.neurons - first;
-  return {first, static_cast<int>(left < lanes<T> ? left : lanes<T>)};
+  return {first, part<T>(n.neurons, first)};
 }
 
 template <class T>
@@ -37,9 +35,9 @@ int64_t block_elements(const NlmSizes& n) {
   return (layer1_vectors(n) + layer2_vectors(n)) * lanes<T>;
 }
 
-int64_t packed_size(const NlmSizes& n, int width) {
-  const int64_t blocks = (n.neurons + width - 1) / width;
-  return blocks * (layer1_vectors(n) + layer2_vectors(n)) * width;
+template <class T>
+int64_t packed_elements(const NlmSizes& n) {
+  return kHeader<T> + block_count<T>(n) * block_elements<T>(n);
 }
 
 // Calls weight(packed offset, layer, offset in w1 or w2) for every vector of weights of a block, and
@@ -68,6 +66,7 @@ void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, 
                 int threads) {
   const T *w[2] = {w1, w2}, *b[2] = {b1, b2}, scale[2] = {T(1) / t1, T(1) / t2};
   const int64_t blocks = block_count<T>(n), size = block_elements<T>(n);
+  T* to = new_blocks(packed);
   parallel_for(threads, (blocks + kTogether - 1) / kTogether, [&](int64_t group) {
     const int64_t begin = group * kTogether, end = begin + kTogether < blocks ? begin + kTogether : blocks;
     for_each_vector<T>(
@@ -75,14 +74,14 @@ void pack_typed(const NlmSizes& n, const T* w1, const T* b1, T t1, const T* w2, 
         [&](int64_t at, int layer, int64_t from) {
           for (int64_t i = begin; i < end; ++i) {
             const T* source = w[layer] + from + (i - begin) * lanes<T>;
-            store(packed + i * size + at, load_part(source, block_at<T>(n, i).width) * scale[layer]);
+            store(to + i * size + at, load_part(source, block_at<T>(n, i).width) * scale[layer]);
           }
         },
         [&](int64_t at, int layer, int64_t from, int64_t step) {
           for (int64_t i = begin; i < end; ++i)
             for (int l = 0; l < lanes<T>; ++l) {
               const bool used = l < block_at<T>(n, i).width;
-              packed[i * size + at + l] =
+              to[i * size + at + l] =
                   used ? b[layer][from + ((i - begin) * lanes<T> + l) * step] * scale[layer] : T(0);
             }
         });
@@ -109,22 +108,23 @@ void unpack_typed(const NlmSizes& n, const T* packed, const T* grad, T t1, T t2,
   T *w[2] = {w1, w2}, *b[2] = {b1, b2};
   const T t[2] = {t1, t2};
   const Buffer<Sum> partial(2 * blocks);
+  const T *own = blocks_of("nlm", packed), *d = grad + kHeader<T>;
   clear(partial.data, 2 * blocks);
   parallel_for(threads, blocks, [&](int64_t index) {
     const Block block = block_at<T>(n, index);
     const int64_t base = index * block_elements<T>(n);
     const auto add = [&](int64_t at, int layer, Vec<T> g) {
-      partial.data[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(packed + base + at))));
+      partial.data[2 * index + layer].add(-static_cast<double>(sum_lanes<T>(g * load(own + base + at))));
     };
     for_each_vector<T>(
         n, block,
         [&](int64_t at, int layer, int64_t to) {
-          const Vec<T> g = load(grad + base + at);
+          const Vec<T> g = load(d + base + at);
           add(at, layer, g);
           store_part(w[layer] + to, g / t[layer], block.width);
         },
         [&](int64_t at, int layer, int64_t to, int64_t step) {
-          const Vec<T> g = load(grad + base + at);
+          const Vec<T> g = load(d + base + at);
           add(at, layer, g);
           for (int l = 0; l < block.width; ++l) b[layer][to + l * step] = g[l] / t[layer];
         });

@@ -37,7 +37,7 @@ struct Masks {
   int64_t first_row;
   uint32_t stride;  // neurons
 
-  Masks(const NlmSizes& n, const NlmDropout& d)
+  Masks(const NlmSizes& n, const DropoutRows& d)
       : drop(d.p, d.seed), first_row(d.first_row), stride(static_cast<uint32_t>(n.neurons)) {}
   bool on() const { return drop.on(); }
   // `slot` is m for an input and M + h for a hidden activation.

@@ -1,7 +1,7 @@
-// Addressing of one head and one sample, forward and backward; the shapes are those of ntm_slots.h.
+// Addressing of one head and one sample, forward and backward; the shapes are those of slots.h.
 #pragma once
 
-#include "ntm_slots.h"
+#include "slots.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {

@@ -12,19 +12,6 @@
 namespace ctm::CTM_LEVEL {
 namespace {
 
-// Pieces of one buffer, or only their size as long as there is none.
-template <class T>
-struct Pieces {
-  T* base = nullptr;
-  int64_t used = 0;
-
-  T* take(int64_t count) {
-    T* piece = base ? base + used : nullptr;
-    used += whole<T>(count);
-    return piece;
-  }
-};
-
 template <class T>
 struct Record {         // a step of one sample
   T *memory, *weights;  // before it: (W, P), (H, P)
@@ -53,13 +40,13 @@ struct Machine {  // what all samples share
   int64_t row(int64_t h) const { return h * plane.padded; }
   int64_t previous(int64_t h) const { return row(variant.shared ? n.heads() - 1 : h); }
 
-  Record<T> record(Pieces<T>& from) const {
+  Record<T> record(Arena<T>& from) const {
     T *memory = from.take(row(n.width)), *weights = from.take(row(n.heads()));
     const Lengths<T> lengths{from.take(plane.padded), from.take(plane.padded)};
     const Heads<T> heads{from.take(Heads<T>::size(n)), n.width, n.shift};
     return {memory, weights, lengths, heads, from.take(n.heads() * (4 * plane.padded + circle()))};
   }
-  Gradients<T> gradients(Pieces<T>& from) const {
+  Gradients<T> gradients(Arena<T>& from) const {
     T *memory = from.take(row(n.width)), *weights = from.take(row(n.heads()));
     T* previous = from.take(row(n.heads()));
     const Heads<T> heads{from.take(Heads<T>::size(n)), n.width, n.shift};
@@ -159,10 +146,10 @@ void forward(const NtmSizes& n, const NtmVariant& variant, NtmMemory<const T> me
              int threads) {
   const Machine<T> machine{n, variant};
   const int64_t of_read = n.read * n.slots, of_write = n.write * n.slots;
-  Pieces<T> sizes;
+  Arena<T> sizes;
   machine.record(sizes);
   over_samples<T>(n, 2 * sizes.used, threads, [&](int64_t b, T* buffer) {
-    Pieces<T> pieces{buffer};
+    Arena<T> pieces{buffer};
     Record<T> at = machine.record(pieces), next = machine.record(pieces);
     machine.start(at, memory, before, b);
     for (int64_t t = 0; t < n.steps; ++t) {
@@ -179,13 +166,6 @@ void forward(const NtmSizes& n, const NtmVariant& variant, NtmMemory<const T> me
   });
 }
 
-// to (rows, P) += from (rows, N)
-template <class T>
-void add_rows(int64_t rows, int64_t n, const T* from, T* to) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t k = 0; k < n; ++k) to[i * whole<T>(n) + k] += from[i * n + k];
-}
-
 template <class T>
 void backward(const NtmSizes& n, const NtmVariant& variant, NtmMemory<const T> memory,
               NtmInterface<T> interface, NtmWeights<const T> before, const T* dreads,
@@ -193,15 +173,15 @@ void backward(const NtmSizes& n, const NtmVariant& variant, NtmMemory<const T> m
               NtmWeights<T> dprevious, int threads) {
   const Machine<T> machine{n, variant};
   const int64_t of_read = n.read * n.slots, of_write = n.write * n.slots, writes = machine.row(n.read);
-  Pieces<T> record, gradients;
+  Arena<T> record, gradients;
   machine.record(record);
   machine.gradients(gradients);
   over_samples<T>(n, (n.steps + 1) * record.used + gradients.used, threads, [&](int64_t b, T* buffer) {
-    Pieces<T> pieces{buffer};
+    Arena<T> pieces{buffer};
     Gradients<T> d = machine.gradients(pieces);
     T* records = buffer + pieces.used;
     const auto at = [&](int64_t t) {
-      Pieces<T> piece{records + t * record.used};
+      Arena<T> piece{records + t * record.used};
       return machine.record(piece);
     };
     const auto vector = [&](int64_t t) { return interface.data + t * interface.step + b * interface.batch; };
@@ -257,18 +237,19 @@ void read_backward(const NtmSizes& n, NtmMemory<const T> memory, const T* weight
   });
 }
 
-// Rows of erase and add (V, W) of one sample, to the heads or from them.
-template <class T, bool TO_HEADS, class S>
-void exchange_rows(const NtmSizes& n, S* erase, S* add, const Heads<T>& heads) {
-  const size_t bytes = sizeof(T) * static_cast<size_t>(n.width);
+// Rows of erase and add (V, W) of one sample, to the heads and back.
+template <class T>
+void to_heads(const NtmSizes& n, const T* erase, const T* add, const Heads<T>& heads) {
   for (int64_t v = 0; v < n.write; ++v) {
-    if constexpr (TO_HEADS) {
-      std::memcpy(heads[v].erase, erase + v * n.width, bytes);
-      std::memcpy(heads[v].add, add + v * n.width, bytes);
-    } else {
-      std::memcpy(erase + v * n.width, heads[v].erase, bytes);
-      std::memcpy(add + v * n.width, heads[v].add, bytes);
-    }
+    copy(n.width, erase + v * n.width, heads[v].erase);
+    copy(n.width, add + v * n.width, heads[v].add);
+  }
+}
+template <class T>
+void from_heads(const NtmSizes& n, const Heads<T>& heads, T* erase, T* add) {
+  for (int64_t v = 0; v < n.write; ++v) {
+    copy(n.width, heads[v].erase, erase + v * n.width);
+    copy(n.width, heads[v].add, add + v * n.width);
   }
 }
 
@@ -283,7 +264,7 @@ void write(const NtmSizes& n, NtmMemory<const T> memory, const T* weights, const
     gather(machine.plane, memory.data + b * memory.batch, memory.slot, memory.column, m);
     pad(n.write, n.slots, weights + b * n.write * n.slots, w);
     const int64_t row = b * n.write * n.width;
-    exchange_rows<T, true>(n, erase + row, add + row, heads);
+    to_heads(n, erase + row, add + row, heads);
     machine.writers(heads, w).forward(m, m);
     unpad(n.width, n.slots, m, after + b * n.width * n.slots);
   });
@@ -303,9 +284,9 @@ void write_backward(const NtmSizes& n, NtmMemory<const T> memory, const T* weigh
     pad(n.write, n.slots, weights + b * n.write * n.slots, w);
     std::fill_n(dw, all, T(0));
     const int64_t row = b * n.write * n.width;
-    exchange_rows<T, true>(n, erase + row, add + row, heads);
+    to_heads(n, erase + row, add + row, heads);
     machine.writers(heads, w).backward(m, dm, dw, grads);
-    exchange_rows<T, false>(n, derase + row, dadd + row, grads);
+    from_heads(n, grads, derase + row, dadd + row);
     unpad(n.width, n.slots, dm, dmemory + b * n.width * n.slots);
     unpad(n.write, n.slots, dw, dweights + b * n.write * n.slots);
   });

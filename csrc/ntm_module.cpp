@@ -11,9 +11,6 @@ using Strided = std::tuple<Address, int64_t, int64_t, int64_t>;     // address, 
 using Stepped = std::tuple<Address, int64_t, int64_t>;              // address, step, batch
 using WeightPair = std::tuple<Address, Address, int64_t, int64_t>;  // read, write, steps of both
 
-NtmSizes ntm_sizes(const NtmShape& s) {
-  return std::apply([](auto... size) { return NtmSizes{size...}; }, s);
-}
 NtmVariant ntm_variant(const NtmChoice& c) {
   const auto& [order, cosine, key, add, one_plus, shared, raw, eps] = c;
   return {static_cast<NtmOrder>(order),
@@ -46,7 +43,7 @@ void bind_ntm(py::module_& m) {
            const WeightPair& before, Address reads, Address after, const WeightPair& weights, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().ntm,
-                       k.forward(ntm_sizes(n), ntm_variant(v), ntm_memory<T>(memory),
+                       k.forward(made<NtmSizes>(n), ntm_variant(v), ntm_memory<T>(memory),
                                  ntm_interface<T>(interface), ntm_weights<const T>(before), at<T>(reads),
                                  at<T>(after), ntm_weights<T>(weights), threads));
         });
@@ -56,29 +53,30 @@ void bind_ntm(py::module_& m) {
            Address dbefore, Address dinterface, const WeightPair& dprevious, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().ntm,
-                       k.backward(ntm_sizes(n), ntm_variant(v), ntm_memory<T>(memory),
+                       k.backward(made<NtmSizes>(n), ntm_variant(v), ntm_memory<T>(memory),
                                   ntm_interface<T>(interface), ntm_weights<const T>(before),
                                   at<const T>(dreads), ntm_memory<T>(dafter), ntm_weights<const T>(dweights),
                                   at<T>(dbefore), at<T>(dinterface), ntm_weights<T>(dprevious), threads));
         });
-  m.def("ntm_read", [](int type, const NtmShape& n, const Strided& memory, Address weights, Address reads,
-                       int threads) {
-    py::gil_scoped_release release;
-    CTM_DISPATCH(type, *kernels().ntm,
-                 k.read(ntm_sizes(n), ntm_memory<T>(memory), at<const T>(weights), at<T>(reads), threads));
-  });
+  m.def("ntm_read",
+        [](int type, const NtmShape& n, const Strided& memory, Address weights, Address reads, int threads) {
+          py::gil_scoped_release release;
+          CTM_DISPATCH(
+              type, *kernels().ntm,
+              k.read(made<NtmSizes>(n), ntm_memory<T>(memory), at<const T>(weights), at<T>(reads), threads));
+        });
   m.def("ntm_read_backward", [](int type, const NtmShape& n, const Strided& memory, Address weights,
                                 Address dreads, Address dmemory, Address dweights, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().ntm,
-                 k.read_backward(ntm_sizes(n), ntm_memory<T>(memory), at<const T>(weights),
+                 k.read_backward(made<NtmSizes>(n), ntm_memory<T>(memory), at<const T>(weights),
                                  at<const T>(dreads), at<T>(dmemory), at<T>(dweights), threads));
   });
   m.def("ntm_write", [](int type, const NtmShape& n, const Strided& memory, Address weights, Address erase,
                         Address add, Address after, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().ntm,
-                 k.write(ntm_sizes(n), ntm_memory<T>(memory), at<const T>(weights), at<const T>(erase),
+                 k.write(made<NtmSizes>(n), ntm_memory<T>(memory), at<const T>(weights), at<const T>(erase),
                          at<const T>(add), at<T>(after), threads));
   });
   m.def("ntm_write_backward", [](int type, const NtmShape& n, const Strided& memory, Address weights,
@@ -86,7 +84,7 @@ void bind_ntm(py::module_& m) {
                                  Address dweights, Address derase, Address dadd, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().ntm,
-                 k.write_backward(ntm_sizes(n), ntm_memory<T>(memory), at<const T>(weights),
+                 k.write_backward(made<NtmSizes>(n), ntm_memory<T>(memory), at<const T>(weights),
                                   at<const T>(erase), at<const T>(add), ntm_memory<T>(dafter), at<T>(dmemory),
                                   at<T>(dweights), at<T>(derase), at<T>(dadd), threads));
   });

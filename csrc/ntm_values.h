@@ -7,15 +7,6 @@ namespace ctm::CTM_LEVEL {
 namespace {
 
 template <class T>
-T softplus(T x) {
-  return x > T(0) ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
-}
-template <class T>
-T logistic(T x) {
-  return T(1) / (T(1) + std::exp(-x));
-}
-
-template <class T>
 CTM_INLINE Vec<T> activated(NtmActivation kind, Vec<T> x) {
   if (kind == NtmActivation::linear) return x;
   if (kind == NtmActivation::sigmoid) return sigmoid(x);
@@ -26,10 +17,8 @@ CTM_INLINE Vec<T> activated(NtmActivation kind, Vec<T> x) {
 // n elements of x to y, which has room for whole vectors.
 template <class T>
 void activate(NtmActivation kind, int64_t n, const T* x, T* y) {
-  for (int64_t at = 0; at < n; at += V<T>) {
-    const int count = static_cast<int>(n - at < V<T> ? n - at : V<T>);
-    store(y + at, activated<T>(kind, load_part(x + at, count)));
-  }
+  for (int64_t at = 0; at < n; at += V<T>)
+    store(y + at, activated<T>(kind, load_part(x + at, part<T>(n, at))));
 }
 
 // dx from dy and y = activated(x)
@@ -70,7 +59,7 @@ struct Values {
       activate(raw(variant.key), n.width, row, to.key);
       *to.beta = variant.raw ? softplus(rest[0]) + T(variant.one_plus) : rest[0];
       *to.gate = variant.raw ? logistic(rest[1]) : rest[1];
-      std::memcpy(to.shift, rest + 2, sizeof(T) * static_cast<size_t>(n.shift));
+      copy(n.shift, rest + 2, to.shift);
       if (variant.raw) softmax(n.shift, T(1), to.shift, to.shift);
       rest += 2 + n.shift;
       *to.gamma = variant.raw ? T(1) + softplus(rest[0]) : rest[0];

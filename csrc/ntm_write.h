@@ -1,4 +1,4 @@
-// Erasing and adding by all write heads of one sample; the shapes are those of ntm_slots.h.
+// Erasing and adding by all write heads of one sample; the shapes are those of slots.h.
 #pragma once
 
 #include "ntm_values.h"

@@ -45,6 +45,14 @@ template <class T>
 using Vec = typename VecOf<T>::type;
 template <class T>
 constexpr int lanes = CTM_VECTOR_BYTES / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int V = lanes<T>;
+
+// How many lanes of the vector at position `at` lie below n.
+template <class T>
+CTM_INLINE int part(int64_t n, int64_t at) {
+  return static_cast<int>(n - at < V<T> ? n - at : V<T>);
+}
 
 template <class T>
 CTM_INLINE Vec<T> splat(T value) {
@@ -177,20 +185,20 @@ CTM_INLINE Exponential<double> exponential(Vec<double> x) {
 }
 
 // Relative error below 1.2 units in the last place. Overflows to +inf, underflows to 0, propagates NaN.
-template <class V>
-CTM_INLINE V exp(V x) {
+template <class Vector>
+CTM_INLINE Vector exp(Vector x) {
   const auto e = exponential(x);
   return (e.rest + 1.0f) * e.scale;
 }
 
 // By exp(2x) - 1, which keeps its relative accuracy where x is small.
-template <class V>
-CTM_INLINE V tanh(V x) {
-  const V one = V{} + 20.0f;  // tanh of it is 1
+template <class Vector>
+CTM_INLINE Vector tanh(Vector x) {
+  const Vector one = Vector{} + 20.0f;  // tanh of it is 1
   x = x > one ? one : x;
   x = x < -one ? -one : x;
   const auto e = exponential(x + x);
-  const V less = e.scale * e.rest + (e.scale - 1.0f);
+  const Vector less = e.scale * e.rest + (e.scale - 1.0f);
   return less / (less + 2.0f);
 }
 
@@ -226,9 +234,19 @@ CTM_INLINE Vec<T> sqrt(Vec<T> x) {
   return x;
 }
 
-template <class V>
-CTM_INLINE V sigmoid(V x) {
+template <class Vector>
+CTM_INLINE Vector sigmoid(Vector x) {
   return 1.0f / (1.0f + exp(-x));
+}
+
+// Of one number, as exact as the C library.
+template <class T>
+CTM_INLINE T logistic(T x) {
+  return T(1) / (T(1) + std::exp(-x));
+}
+template <class T>
+CTM_INLINE T softplus(T x) {
+  return x > T(0) ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
 }
 
 // Counter-based dropout: element `index` of a row is kept where hash(index, key of the row) >= threshold.

@@ -9,7 +9,7 @@
 // the threads.
 #pragma once
 
-#include <cstdint>
+#include "arguments.h"
 
 namespace ctm {
 
@@ -46,9 +46,8 @@ struct SynapseTable {
   void (*skip_norm_backward)(Rows, const T* x, int64_t x_row, Norm<T>, const T* skip, int64_t skip_row,
                              Norm<T> outer, const T* dy, int64_t dy_row, T* dx, int64_t dx_row, T* dskip,
                              int64_t dskip_row, NormGrad<T>, NormGrad<T> outer_grad, int threads);
-  // y = x * mask / (1 - p); row r of the call is row first_row + r of the mask.
-  void (*dropout)(Rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y,
-                  int64_t y_row, int threads);
+  // y = x * mask / (1 - p)
+  void (*dropout)(Rows, const DropoutRows&, const T* x, int64_t x_row, T* y, int64_t y_row, int threads);
 };
 
 struct SynapseKernels {

@@ -6,9 +6,6 @@
 namespace ctm::CTM_LEVEL {
 namespace {
 
-template <class T>
-constexpr int V = lanes<T>;
-
 // Calls body(first element, vector or scalar tag's width) over a row: whole vectors, then one partial.
 template <class T, class Body>
 CTM_INLINE void over_row(int64_t width, const Body& body) {
@@ -188,11 +185,10 @@ void skip_norm_backward(Rows rows, const T* x, int64_t x_row, Norm<T> norm, cons
 }
 
 template <class T>
-void dropout(Rows rows, double p, uint64_t seed, int64_t first_row, const T* x, int64_t x_row, T* y,
-             int64_t y_row, int threads) {
-  const Dropout drop(p, seed);
+void dropout(Rows rows, const DropoutRows& d, const T* x, int64_t x_row, T* y, int64_t y_row, int threads) {
+  const Dropout drop(d.p, d.seed);
   parallel_for(rows.count * rows.width < 8192 ? 1 : threads, rows.count, [&](int64_t r) {
-    const uint32_t key = row_key(seed, static_cast<uint64_t>(first_row + r));
+    const uint32_t key = row_key(d.seed, static_cast<uint64_t>(d.first_row + r));
     over_row<T>(rows.width, [&](int64_t i, int n) {
       const Vec<T> keep = keep_mask<T>(drop, key, static_cast<uint32_t>(i));
       store_part(y + r * y_row + i, load_part(x + r * x_row + i, n) * keep, n);

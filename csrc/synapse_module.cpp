@@ -7,7 +7,6 @@ using NormArgs = std::tuple<Address, Address, double>;  // weight, bias, eps
 using NormGradArgs = std::tuple<Address, Address>;      // (kRowGroups, width) each
 using RowArgs = std::tuple<int64_t, int64_t>;           // rows, width
 
-Rows rows_of(const RowArgs& r) { return {std::get<0>(r), std::get<1>(r)}; }
 template <class T>
 Norm<T> norm_of(const NormArgs& n) {
   return {at<T>(std::get<0>(n)), at<T>(std::get<1>(n)), static_cast<T>(std::get<2>(n))};
@@ -24,20 +23,20 @@ void bind_synapse(py::module_& m) {
                        int64_t y_row, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().synapse,
-                 k.glu_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(y), y_row, threads));
+                 k.glu_norm(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(y), y_row, threads));
   });
   m.def("silu_norm", [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address y,
                         int64_t y_row, int threads) {
     py::gil_scoped_release release;
     CTM_DISPATCH(type, *kernels().synapse,
-                 k.silu_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(y), y_row, threads));
+                 k.silu_norm(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(y), y_row, threads));
   });
   m.def("skip_norm",
         [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address skip,
            int64_t skip_row, const NormArgs& outer, Address y, int64_t y_row, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().synapse,
-                       k.skip_norm(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
+                       k.skip_norm(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
                                    norm_of<T>(outer), at<T>(y), y_row, threads));
         });
   m.def("glu_norm_backward",
@@ -45,16 +44,16 @@ void bind_synapse(py::module_& m) {
            int64_t dy_row, Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().synapse,
-                       k.glu_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy), dy_row,
-                                           at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
+                       k.glu_norm_backward(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy),
+                                           dy_row, at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
         });
   m.def("silu_norm_backward",
         [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm, Address dy,
            int64_t dy_row, Address dx, int64_t dx_row, const NormGradArgs& grad, int threads) {
           py::gil_scoped_release release;
           CTM_DISPATCH(type, *kernels().synapse,
-                       k.silu_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy), dy_row,
-                                            at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
+                       k.silu_norm_backward(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(dy),
+                                            dy_row, at<T>(dx), dx_row, norm_grad_of<T>(grad), threads));
         });
   m.def("skip_norm_backward", [](int type, const RowArgs& n, Address x, int64_t x_row, const NormArgs& norm,
                                  Address skip, int64_t skip_row, const NormArgs& outer, Address dy,
@@ -63,16 +62,16 @@ void bind_synapse(py::module_& m) {
     py::gil_scoped_release release;
     CTM_DISPATCH(
         type, *kernels().synapse,
-        k.skip_norm_backward(rows_of(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
+        k.skip_norm_backward(made<Rows>(n), at<T>(x), x_row, norm_of<T>(norm), at<T>(skip), skip_row,
                              norm_of<T>(outer), at<T>(dy), dy_row, at<T>(dx), dx_row, at<T>(dskip), dskip_row,
                              norm_grad_of<T>(grad), norm_grad_of<T>(outer_grad), threads));
   });
   m.def("dropout", [](int type, const RowArgs& n, const Drop& drop, Address x, int64_t x_row, Address y,
                       int64_t y_row, int threads) {
     py::gil_scoped_release release;
-    const auto [p, seed, first_row] = drop;
-    CTM_DISPATCH(type, *kernels().synapse,
-                 k.dropout(rows_of(n), p, seed, first_row, at<T>(x), x_row, at<T>(y), y_row, threads));
+    CTM_DISPATCH(
+        type, *kernels().synapse,
+        k.dropout(made<Rows>(n), made<DropoutRows>(drop), at<T>(x), x_row, at<T>(y), y_row, threads));
   });
 }
 

@@ -12,8 +12,6 @@ namespace ctm::CTM_LEVEL {
 namespace {
 
 template <class T>
-constexpr int V = lanes<T>;
-template <class T>
 using Square = Vec<T>[lanes<T>];
 
 constexpr int64_t kGroups = 8;  // fixed partition of a small batch: sums over it do not depend on the threads
@@ -45,8 +43,8 @@ struct Neurons {
     whole = count * 4 > n.neurons;
     if (!whole) return;
     count = n.neurons;
-    std::memcpy(left.data, left_ids, sizeof(int32_t) * static_cast<size_t>(n.pairs));
-    std::memcpy(right.data, right_ids, sizeof(int32_t) * static_cast<size_t>(n.pairs));
+    copy(n.pairs, left_ids, left.data);
+    copy(n.pairs, right_ids, right.data);
   }
   int32_t place(int32_t* position, int32_t id) {
     if (position[id] == 0) {
@@ -79,8 +77,7 @@ struct Pass {
   const T* root(int64_t t) const { return inverse_root + t * n.pairs; }
 };
 
-// ---- one sample at a time
-// -------------------------------------------------------------------------------------
+// One sample at a time.
 
 // alpha = r alpha + z[left] z[right] over all pairs of one (tick, batch) row.
 template <class T>
@@ -105,12 +102,12 @@ void backward_sample(const Pass<T>& c, int64_t b, T* history, T* own_dr, T* sums
   const int64_t P = c.n.pairs;
   T* g = c.galpha + b * P;
   if (sums) {
-    std::memcpy(history, c.alpha0 + b * P, sizeof(T) * P);
+    copy(P, c.alpha0 + b * P, history);
     for (int64_t t = 0; t < c.n.ticks; ++t) {
-      std::memcpy(history + (t + 1) * P, history + t * P, sizeof(T) * P);
+      copy(P, history + t * P, history + (t + 1) * P);
       advance(P, c.activation(t, b), c.left, c.right, c.r, history + (t + 1) * P);
     }
-    std::memset(own_dr, 0, sizeof(T) * P);
+    clear(own_dr, P);
   }
   for (int64_t t = c.n.ticks - 1; t >= 0; --t) {
     const T *root = c.root(t), *grad = c.row(c.ds, t, b), *z = c.activation(t, b);
@@ -134,8 +131,7 @@ void backward_sample(const Pass<T>& c, int64_t b, T* history, T* own_dr, T* sums
     for (int64_t p = 0; p < P; ++p) sums[p] += own_dr[p];
 }
 
-// ---- one sample a lane
-// ----------------------------------------------------------------------------------------
+// One sample a lane.
 
 template <class T>
 bool wide(const SyncSizes& n) {
@@ -150,10 +146,7 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
   int count;
 
   Group(const Pass<T>& pass, const Neurons& used, int64_t index)
-      : c(pass),
-        neurons(used),
-        first(index * V<T>),
-        count(static_cast<int>(pass.n.batch - first < V<T> ? pass.n.batch - first : V<T>)) {}
+      : c(pass), neurons(used), first(index * V<T>), count(part<T>(pass.n.batch, first)) {}
 
   // Columns [at, at + width) of the group's rows as lanes: square[i] is column at + i. Null gives zeros.
   CTM_INLINE void read(const T* rows, int64_t stride, int64_t at, int width, Square<T>& square) const {
@@ -171,8 +164,7 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
   }
   template <class Body>
   static CTM_INLINE void over_squares(int64_t columns, const Body& body) {
-    for (int64_t at = 0; at < columns; at += V<T>)
-      body(at, static_cast<int>(columns - at < V<T> ? columns - at : V<T>));
+    for (int64_t at = 0; at < columns; at += V<T>) body(at, part<T>(columns, at));
   }
   CTM_INLINE T* lane(T* data, int64_t i) const { return data + i * V<T>; }
 
@@ -291,9 +283,6 @@ struct Group {  // samples [first, first + count), one a lane; lanes beyond hold
     store(lane(g_all, p), g * c.r[p]);
   }
 };
-
-// ---- entry points
-// ---------------------------------------------------------------------------------------------
 
 template <class T>
 int64_t group_count(const SyncSizes& n) {

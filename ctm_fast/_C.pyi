@@ -1,9 +1,11 @@
 # ruff: noqa: N999
 """CPU kernels over raw addresses (``Tensor.data_ptr()``); ``ctm_fast.ops`` has checked every argument.
 
-``code`` is a storage: 0 float32, 1 float64, 2 bfloat16 (``nlm_forward`` and ``nlm_backward`` only). Strides
-count elements; ``x_row`` is the row stride of ``x``. An address of 0 means absent where the kernel's header
-in csrc allows it. A call runs on ``threads`` threads and gives the same bits for any number of them.
+``code`` is a storage: 0 float32, 1 float64, 2 bfloat16 (``nlm_forward``, ``nlm_direct`` and ``nlm_backward``
+only); another one raises ``ValueError``. Strides count elements; ``x_row`` is the row stride of ``x``. An
+address of 0 means absent where the kernel's header in csrc allows it. A call runs on ``threads`` threads and
+gives the same bits for any number of them. Packed weights are bound to the SIMD level in use when they were
+packed; with another one the kernels that read them raise ``ValueError``.
 """
 
 Address = int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast import _C
+from ctm_fast.ops.linear import PACK_TICKS, Linear
 from ctm_fast.ops.native import CODES
 from ctm_fast.testing import Inputs, breaches, padded
 
@@ -80,6 +81,15 @@ def test_same_bits_for_every_thread_count(simd_level: str) -> None:
                 sizes,
                 threads,
             )
+
+
+@pytest.mark.skipif(len(_C.simd_levels()) < 2, reason="this processor runs one SIMD level")
+def test_packed_weights_are_bound_to_their_simd_level(simd_level: str) -> None:
+    inputs = draw(SIZES["odd"], torch.float32)
+    linear = Linear(inputs["w"], None, batch=5, ticks=PACK_TICKS)
+    _C.set_simd_level(next(level for level in _C.simd_levels() if level != simd_level))
+    with pytest.raises(ValueError, match="linear: packed must be of the SIMD level in use"):
+        linear(inputs["x"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)

@@ -9,6 +9,7 @@ import torch
 from nlm_loops import B, Loop, T, assert_same, draw, gradients, mix, native, run, windows
 from torch import Tensor
 
+from ctm_fast import _C
 from ctm_fast.ops import NlmPack, nlm_pack, nlm_tick
 from ctm_fast.testing import Inputs, breaches, leaf
 
@@ -76,6 +77,25 @@ def test_ticks_that_were_not_computed_add_nothing() -> None:
     expected = gradients(full, weights, [2])
     for a, b in zip(gradients(halted, weights, [2]), expected, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(len(_C.simd_levels()) < 2, reason="this processor runs one SIMD level")
+def test_a_pack_is_bound_to_its_simd_level(simd_level: str) -> None:
+    weights, start, first = draw()
+    packed = nlm_pack(*weights, backend="native")
+    found = run(packed, start, first)
+    history = packed.history(start, B, T)
+    history[0] = mix(first, 0)
+    _C.set_simd_level(next(level for level in _C.simd_levels() if level != simd_level))
+    refused = functools.partial(
+        pytest.raises, ValueError, match="nlm: packed must be of the SIMD level in use"
+    )
+    with refused():
+        nlm_tick(packed, history, 0)
+    with refused():
+        gradients(found, weights, [T - 1])
+    _C.set_simd_level(simd_level)
+    assert torch.equal(nlm_tick(packed, history, 0), found[0])
 
 
 def test_nan_after_the_last_tick_of_the_loss_stays_out() -> None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
 
 from ctm_fast import _C
+from ctm_fast.ops.native import CODES
 
 ROOM = 1 << 50  # elements beyond any address space
 ONE = 8  # an address that only a kernel that went on would read
 NO_DROPOUT = (0.0, 0, 0)
 
 
+def packed(dtype: torch.dtype) -> Tensor:
+    """The header of packed weights of the SIMD level in use, and no weights."""
+    code, sizes = CODES[dtype], (1, 0, 1, 1, True)
+    header = torch.empty(_C.nlm_packed_size(code, sizes), dtype=dtype)
+    _C.nlm_pack(code, sizes, ONE, ONE, 1.0, ONE, ONE, 1.0, header.data_ptr(), 1)
+    return header
+
+
 def nlm_forward(threads: int) -> None:
-    _C.nlm_forward(0, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, threads)
+    weights = packed(torch.float32)
+    _C.nlm_forward(0, (1, 64, ROOM, 1, True), NO_DROPOUT, weights.data_ptr(), ONE, (1, 1, 1), ONE, 1, threads)
 
 
 def nlm_direct(threads: int) -> None:
@@ -24,9 +36,11 @@ def nlm_direct(threads: int) -> None:
 
 
 def nlm_backward(threads: int) -> None:
+    weights = packed(torch.float64)
     _C.nlm_backward(
-        1, (1, 64, ROOM, 1, True), NO_DROPOUT, ONE, ONE, (1, 1, 1), ONE, 1, ONE, (1, 1, 1), ONE, threads
-    )
+        1, (1, 64, ROOM, 1, True), NO_DROPOUT, weights.data_ptr(), ONE, (1, 1, 1), ONE, 1, ONE, (1, 1, 1), ONE,
+        threads,
+    )  # fmt: skip
 
 
 def nlm_unpack(threads: int) -> None:
@@ -77,3 +91,18 @@ def ntm_write_backward(threads: int) -> None:
 def test_too_large_raises_memory_error(call: Callable[[int], None], threads: int, simd_level: str) -> None:
     with pytest.raises(MemoryError):
         call(threads)
+
+
+@pytest.mark.parametrize("code", [-1, 2, 3])
+def test_unknown_storage_is_refused(code: int) -> None:
+    with pytest.raises(ValueError, match=rf"code must be in \[0, 1\], got {code}"):
+        _C.glu_norm(code, (1, 1), ONE, 1, (ONE, ONE, 1e-5), ONE, 1, 1)
+    with pytest.raises(ValueError, match=rf"code must be in \[0, 1\], got {code}"):
+        _C.nlm_pack(code, (1, 1, 1, 1, True), ONE, ONE, 1.0, ONE, ONE, 1.0, ONE, 1)
+
+
+def test_bfloat16_is_for_kernels_that_read_it() -> None:
+    with pytest.raises(ValueError, match=r"code must be in \[0, 2\], got 3"):
+        _C.nlm_direct(
+            3, (1, 1, 1, 1, False), NO_DROPOUT, ONE, ONE, 1.0, ONE, ONE, 1.0, ONE, (1, 1, 1), ONE, 1, 1
+        )

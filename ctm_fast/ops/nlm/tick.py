@@ -205,8 +205,8 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
         raise RuntimeError(
             "nlm_tick: history must be made inside the compiled function, got one made outside"
         )
-    del history.written[t]  # the rows hold it from now on
     z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
+    del history.written[t]  # the rows hold it from now on
     return z
 
 

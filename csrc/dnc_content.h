@@ -5,7 +5,7 @@
 // The backward is finite at zero keys and slots.
 #pragma once
 
-#include "ntm_slots.h"
+#include "slots.h"
 
 namespace ctm::CTM_LEVEL {
 

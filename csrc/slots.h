@@ -3,14 +3,11 @@
 // summed.
 #pragma once
 
-#include "ntm.h"
+#include "buffer.h"
 #include "simd.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
-
-template <class T>
-constexpr int V = lanes<T>;
 
 template <class T>
 constexpr int64_t whole(int64_t count) {
@@ -144,31 +141,36 @@ CTM_INLINE void add_scaled(const Plane<T>& p, const T* x, const T* from, T offse
 // Copies a strided (N, W) memory to (W, P), zeros beyond N; null gives zeros.
 template <class T>
 void gather(const Plane<T>& p, const T* from, int64_t slot, int64_t column, T* m) {
+  if (!from) return clear(m, p.width * p.padded);
   for (int64_t w = 0; w < p.width; ++w) {
     T* row = m + w * p.padded;
-    const int64_t found = from ? p.slots : 0;
-    if (found && slot == 1)
-      std::memcpy(row, from + w * column, sizeof(T) * static_cast<size_t>(found));
+    if (slot == 1)
+      copy(p.slots, from + w * column, row);
     else
-      for (int64_t n = 0; n < found; ++n) row[n] = from[n * slot + w * column];
-    for (int64_t n = found; n < p.padded; ++n) row[n] = T(0);
+      for (int64_t n = 0; n < p.slots; ++n) row[n] = from[n * slot + w * column];
+    for (int64_t n = p.slots; n < p.padded; ++n) row[n] = T(0);
   }
 }
 
 // Copies `rows` padded rows to dense ones of n elements, or back, with zeros behind; null gives zeros.
 template <class T>
 void unpad(int64_t rows, int64_t n, const T* from, T* to) {
-  for (int64_t i = 0; i < rows; ++i)
-    std::memcpy(to + i * n, from + i * whole<T>(n), sizeof(T) * static_cast<size_t>(n));
+  for (int64_t i = 0; i < rows; ++i) copy(n, from + i * whole<T>(n), to + i * n);
 }
 template <class T>
 void pad(int64_t rows, int64_t n, const T* from, T* to) {
+  if (!from) return clear(to, rows * whole<T>(n));
   for (int64_t i = 0; i < rows; ++i) {
     T* row = to + i * whole<T>(n);
-    const int64_t found = from ? n : 0;
-    if (found) std::memcpy(row, from + i * n, sizeof(T) * static_cast<size_t>(n));
-    for (int64_t k = found; k < whole<T>(n); ++k) row[k] = T(0);
+    copy(n, from + i * n, row);
+    for (int64_t k = n; k < whole<T>(n); ++k) row[k] = T(0);
   }
+}
+// Adds dense rows to padded ones.
+template <class T>
+void add_rows(int64_t rows, int64_t n, const T* from, T* to) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t k = 0; k < n; ++k) to[i * whole<T>(n) + k] += from[i * n + k];
 }
 
 }  // namespace
