@@ -284,13 +284,6 @@ def test_impossible_settings_are_refused(name: str, changes: dict[str, object], 
         replace(small(name).config, **changes)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_presets_and_options_are_described(name: str) -> None:
-    text = (ROOT / "tasks" / "README.md").read_text()
-    assert f"`{name}`" in text
-    assert [preset for preset in TASKS[name].presets if f"`{preset}`" not in text] == []
-
-
 def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(AdaptiveLogic, ["train", "--preset", "other"])

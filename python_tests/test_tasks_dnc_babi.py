@@ -37,6 +37,7 @@ TEXT = """1 Mary moved to the bathroom.
 3 Daniel got the apple.
 4 Where is Daniel? \tgarden\t3
 """
+OTHERS = TEXT.replace("Mary", "Fred").replace("Sandra", "Julie")
 TINY = replace(
     PRESETS["quick"],
     questions=(1, 8),
@@ -60,8 +61,8 @@ def folder(tmp_path: Path) -> Path:
     place = tmp_path / "data" / "babi" / "en"
     place.mkdir(parents=True)
     for task in (1, 8):
-        (place / file_name(task, "train")).write_text(TEXT * 2)
-        (place / file_name(task, "test")).write_text(TEXT * 2)
+        (place / file_name(task, "train")).write_text(TEXT + OTHERS)
+        (place / file_name(task, "test")).write_text(TEXT + OTHERS)
     return tmp_path / "data"
 
 
@@ -139,10 +140,15 @@ def test_a_question_is_right_if_all_of_its_words_are(folder: Path) -> None:
 
 
 def test_validation_stories_are_never_trained_on(folder: Path) -> None:
-    """The file holds every story twice, so the split is told apart by position: count them."""
-    task = DncBabi(TINY, folder)
-    trained, held_out = task._split
-    assert (len(trained), len(held_out)) == (6, 2)
+    task = DncBabi(replace(TINY, questions=(1,)), folder)
+    trained, held_out = ({tuple(story.words.tolist()) for story in part} for part in task._split)
+    assert (len(trained), len(held_out)) == (3, 1)
+    assert not trained & held_out
+
+
+def test_validation_stories_do_not_depend_on_the_seed(folder: Path) -> None:
+    held_out = DncBabi(TINY, folder)._split[1]
+    assert len(held_out) == 2
     again = DncBabi(replace(TINY, seed=5), folder)._split[1]
     assert all(torch.equal(a.words, b.words) for a, b in zip(held_out, again, strict=True))
 
