@@ -10,6 +10,7 @@ import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -69,7 +70,14 @@ def native_reason() -> str | None:
     try:
         importlib.import_module("ctm_fast._C")
     except ImportError as error:
-        return f"the extension ctm_fast._C cannot be imported ({error}); reinstall with: pip install ctm_fast"
+        found = f"the extension ctm_fast._C cannot be imported ({error})"
+        sources = Path(__file__).parents[1]
+        if not (sources / "CMakeLists.txt").exists():
+            return f"{found}; reinstall with: pip install ctm_fast"
+        return (
+            f"{found}: Python found the sources in {sources} before any installed package; install them with "
+            f"pip install -e {sources}, or start Python in another folder"
+        )
     return None
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 import ctm_fast
 
@@ -47,3 +50,15 @@ def test_every_module_and_public_name_is_importable_first() -> None:
         [sys.executable, "-c", TRY_EACH, *names], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_sources_that_are_not_built_say_how_to_install_them(tmp_path: Path) -> None:
+    """A clone that Python runs in hides the installed package, whose kernels it lacks."""
+    shutil.copytree(PACKAGE, tmp_path / "ctm_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "CMakeLists.txt").touch()
+    libraries = Path(torch.__file__).parents[1]
+    paths = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(libraries)!r}]; import ctm_fast.ops"
+    run = subprocess.run([sys.executable, "-S", "-c", paths], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "many times slower" in run.stderr
+    assert f"pip install -e {tmp_path}" in run.stderr

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ctm_fast.backend import native_reason
+
 try:
     from ctm_fast import _C
 except ImportError:
-    _C = None  # type: ignore[assignment]  # ctm_fast.backend says why, and no native op is chosen
+    _C = None  # type: ignore[assignment]  # no native op is chosen
+    warnings.warn(f"ctm_fast runs on plain PyTorch, many times slower: {native_reason()}", stacklevel=2)
 
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 NO_DROPOUT = (0.0, 0, 0)

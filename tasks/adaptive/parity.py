@@ -66,10 +66,11 @@ PRESETS: dict[str, ParityConfig] = {
         most_nonzeros=16,
         input_scale=4.0,
         batch_size=256,
-        time_penalty=0.002,
+        time_penalty=0.001,
         max_steps=20,
-        curriculum_goal=0.9,
-        training_iterations=3000,
+        halting_bias=-2.0,  # many steps from the start: where the first inputs get few, learning stalls
+        curriculum_goal=0.85,
+        training_iterations=6000,
         log_every=50,
     ),
     "published": ParityConfig(
