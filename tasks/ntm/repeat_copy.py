@@ -56,11 +56,14 @@ PRESETS = {
     "quick": RepeatCopyConfig(
         **QUICK,
         training_iterations=10_000,
+        longest=5,
+        most=5,
+        beyond=((5, 8), (5, 10), (10, 5)),
         curriculum=True,
-        curriculum_start=(20, 1),
+        curriculum_start=(5, 1),
         curriculum_goal=0.97,
         curriculum_every=50,
-        end_weight=0.05,
+        end_weight=0.3,
     ),
     "published": RepeatCopyConfig(
         **model_fields("ntm_repeat_copy_split"),
