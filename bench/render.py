@@ -114,12 +114,22 @@ def machine_line(machine: Json) -> str:
     return f"{hardware}, {versions}"
 
 
+def is_model(row: Json) -> bool:
+    """Whether a row is of a whole model rather than an op."""
+    return str(row["kind"]).startswith(("train", "infer"))
+
+
 def markdown(results: Json) -> str:
-    """The table of the README: rows with a target on one thread, the others folded, then how to read it."""
+    """The table of the README: models with a target on one thread, all else folded, then how to read it."""
     rows = results["rows"]
     one = [row for row in rows if row["threads"] == 1]
     aimed = [row for row in one if any(row["targets"].values())]
-    parts = [machine_line(results["machine"]) + "; one thread.", _table(aimed)]
+    models = [row for row in aimed if is_model(row)]
+    ops = [row for row in aimed if row not in models]
+    parts = [machine_line(results["machine"]) + "; one thread.", _table(models)]
+    marks = ", ".join(targets(row) for row in ops)
+    missed, met = marks.count(_mark(False)), marks.count(_mark(True))
+    parts += _folded(f"Ops, one thread: {met} targets met, {missed} missed", ops)
     parts += _folded("Further rows, one thread", [row for row in one if row not in aimed])
     for threads in sorted({row["threads"] for row in rows} - {1}):
         parts += _folded(f"{threads} threads", [row for row in rows if row["threads"] == threads])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench import results
-from bench.render import markdown
-from bench.row import REFERENCE, STRONG
+from bench.render import markdown, times
+from bench.row import COMPILED, REFERENCE, STRONG
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 START, END = "<!-- bench:table -->", "<!-- /bench:table -->"
-COLOURS = {REFERENCE: "#31688e", STRONG: "#9fc5c9"}
+COLOURS = {REFERENCE: "#31688e", STRONG: "#9fc5c9", COMPILED: "#e0a458"}
 TARGET_KEYS = {REFERENCE: "reference", STRONG: "strong"}
 
 Json = dict[str, Any]
@@ -33,26 +33,49 @@ def put_table(readme: str, table: str) -> str:
     return pattern.sub(lambda _: f"{START}\n\n{table}\n\n{END}", readme)
 
 
+def _panels(rows: Sequence[Json]) -> list[tuple[str, list[Json]]]:
+    """Rows by title of their panel."""
+    titles: dict[str, Callable[[str], bool]] = {
+        "neuron-level models, synchronisation": lambda kind: kind.startswith(("nlm-", "sync")),
+        "memories": lambda kind: kind.startswith(("ntm-", "dnc-")),
+        "training of models": lambda kind: kind.startswith("train"),
+        "inference of models": lambda kind: kind.startswith("infer"),
+    }
+    found = [(title, [row for row in rows if holds(row["kind"])]) for title, holds in titles.items()]
+    named = [row["name"] for _, part in found for row in part]
+    rest = [row for row in rows if row["name"] not in named]
+    return [(title, part) for title, part in (*found, ("other", rest)) if part]
+
+
 def draw(rows: Sequence[Json], threads: int) -> Figure:
-    """Bars of the ratios on a log axis, ops on the left, models on the right, a mark at every target."""
-    models = [row for row in rows if row["kind"].startswith(("train", "infer"))]
-    panels = [("ops", [row for row in rows if row not in models]), ("models", models)]
-    panels = [(title, part) for title, part in panels if part]
-    longest = max(len(part) for _, part in panels)
-    figure = Figure(figsize=(6.5 * len(panels), 1.6 + 0.3 * longest), layout="constrained")
-    for axes, (title, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    """Bars of the ratios on a log axis, a panel for every group of rows, a mark at every target."""
+    panels = _panels(rows)
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    heights = [
+        max(len(part) for _, part in panels[i * columns : (i + 1) * columns]) + 2 for i in range(lines)
+    ]
+    figure = Figure(figsize=(6.5 * columns, 1.6 + 0.3 * sum(heights)), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"height_ratios": heights}).flatten()
+    for axes, (title, part) in zip(grid, panels, strict=False):
         _panel(axes, title, part)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, frameon=False)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    unique = {
+        label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"ctm_fast against plain PyTorch, {threads} thread{'s' if threads > 1 else ''}")
     return figure
 
 
 def _panel(axes: Axes, title: str, rows: Sequence[Json]) -> None:
     for i, row in enumerate(reversed(rows)):
-        for offset, baseline in ((0.2, REFERENCE), (-0.2, STRONG)):
-            _bar(axes, i + offset, row, baseline)
+        shown = [baseline for baseline in COLOURS if baseline in row["ratios"]]
+        width = 0.8 / len(shown)
+        for j, baseline in enumerate(shown):
+            _bar(axes, i + 0.4 - width * (j + 0.5), width, row, baseline)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(xscale="log", ylim=(-0.6, len(rows) - 0.4), xlabel="times faster (log scale)", title=title)
     axes.xaxis.set_major_formatter("{x:g}x")
@@ -60,18 +83,20 @@ def _panel(axes: Axes, title: str, rows: Sequence[Json]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _bar(axes: Axes, height: float, row: Json, baseline: str) -> None:
+def _bar(axes: Axes, height: float, width: float, row: Json, baseline: str) -> None:
     ratio = row["ratios"][baseline]
     value = ratio["median"]
     error = [[max(value - ratio["low"], 0)], [max(ratio["high"] - value, 0)]]
     style: Json = {"color": COLOURS[baseline], "ecolor": "grey", "label": f"against {baseline}"}
-    axes.barh(height, value - 1, 0.38, left=1, xerr=error, **style)
-    axes.text(max(value, ratio["high"]) * 1.04, height, f"{value:.1f}x", va="center", fontsize=7)
-    target = row["targets"][TARGET_KEYS[baseline]]
+    axes.barh(height, value - 1, 0.95 * width, left=1, xerr=error, **style)
+    target = row["targets"].get(TARGET_KEYS.get(baseline))
     if target is not None:
-        axes.plot(
-            [target, target], [height - 0.19, height + 0.19], color="#d1495b", linewidth=2, label="target"
-        )
+        ends = [height - 0.47 * width, height + 0.47 * width]
+        axes.plot([target, target], ends, color="#d1495b", linewidth=2, label="target")
+    end = max(value, ratio["high"], 1.0)
+    if target is not None and end / 1.1 < target < end * 1.5:
+        end = max(end, target)  # beside the mark, not under it
+    axes.text(end * 1.05, height, times(value), va="center", fontsize=6.5)
 
 
 def write_figure(found: Json, path: Path) -> None:

@@ -133,15 +133,21 @@ def test_markdown():
     assert text.endswith("Commit abc; load 0.5 to 0.5.")
 
 
-def test_markdown_folds_rows_without_a_target_and_further_threads():
+def test_markdown_folds_ops_rows_without_a_target_and_further_threads():
+    op = {**MEASURED, "name": "nlm-op/toy", "kind": "nlm-op"}
     other = {**MEASURED, "name": "train/other", "targets": dict.fromkeys(MEASURED["targets"])}
     two = {**MEASURED, "threads": 2}
-    text = render.markdown({"machine": MACHINE, "rows": [MEASURED, other, two]})
+    text = render.markdown({"machine": MACHINE, "rows": [MEASURED, op, other, two]})
     open_part, *folded = text.split("<details><summary>")
-    assert [part.partition("<")[0] for part in folded] == ["Further rows, one thread", "2 threads"]
+    assert [part.partition("<")[0] for part in folded] == [
+        "Ops, one thread: 2 targets met, 2 missed",
+        "Further rows, one thread",
+        "2 threads",
+    ]
     assert "train/toy B2" in open_part
-    assert "train/other" in folded[0]
-    assert "train/toy B2" in folded[1]
+    assert "nlm-op/toy" in folded[0]
+    assert "train/other" in folded[1]
+    assert "train/toy B2" in folded[2]
 
 
 @pytest.mark.parametrize(
