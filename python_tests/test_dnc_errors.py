@@ -169,6 +169,10 @@ LAYOUT_ERRORS = {
     "sparse-none-kept": ({"sparse": 0}, ValueError, "sparse must be at least 1, got 0"),
     "eps": ({"eps": 0.0}, ValueError, "eps must be positive and finite, got 0.0"),
     "eps-nan": ({"eps": float("nan")}, ValueError, "eps must be positive and finite, got nan"),
+    "eps-string": ({"eps": "x"}, TypeError, "eps must be a number, got str"),
+    "eps-none": ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
+    "eps-bool": ({"eps": True}, TypeError, "eps must be a number, got bool"),
+    "detach": ({"detach_writes": "no"}, TypeError, "detach_writes must be a bool, got str"),
     "usage-eps": ({"usage_eps": 1.0}, ValueError, r"usage_eps must be in \[0, 1\), got 1.0"),
     "strength": ({"strength": "exp"}, ValueError, "strength must be one of .*, got 'exp'"),
 }
@@ -186,9 +190,22 @@ def test_layout_counts_and_splits() -> None:
         ValueError, match=r"^DncLayout.split: interface must have shape .* I = 38, got \(4, 9\)"
     ):
         DENSE.split(torch.zeros(4, 9))
-    with pytest.raises(ValueError, match=r"^DncLayout.initial_state: batch .* slots at least 1, got 2, 0"):
-        DENSE.initial_state(2, 0)
     parts = DENSE.split(torch.zeros(4, 38))
     assert parts.read_keys.shape == (4, 2, 5)
     assert torch.equal(parts.read_modes, torch.full((4, 2, 3), 1 / 3))
     torch.testing.assert_close(parts.write_strength, torch.full((4,), 1 + math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "slots", "error", "text"),
+    [
+        (2, 0, ValueError, "slots must be at least 1, got 0"),
+        (-1, 4, ValueError, "batch must be at least 0, got -1"),
+        (2, 3.5, TypeError, "slots must be an int, got float"),
+        (None, 4, TypeError, "batch must be an int, got NoneType"),
+    ],
+    ids=["no-slots", "negative-batch", "float-slots", "no-batch"],
+)
+def test_bad_sizes_of_a_state(batch: Any, slots: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=f"^DncLayout.initial_state: {text}"):
+        DENSE.initial_state(batch, slots)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctm_fast.ops import checks
-from ctm_fast.ops.ntm.layout import STRENGTHS, check_choice, softplus
+from ctm_fast.ops.ntm.layout import STRENGTHS, check_choice, check_eps, softplus
 
 
 class DncInterface(NamedTuple):
@@ -100,14 +100,11 @@ class DncLayout:
         if self.sparse is not None:
             sizes["sparse"] = self.sparse
         for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"DncLayout: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"DncLayout: {name} must be at least 1, got {value}")
-        if not 0 < self.eps < float("inf"):
-            raise ValueError(f"DncLayout: eps must be positive and finite, got {self.eps}")
+            checks.integer("DncLayout", name, value, 1)
+        check_eps("DncLayout", self.eps, "root")
         check_usage_eps("DncLayout", "usage_eps", self.usage_eps)
         check_choice("DncLayout", "strength", self.strength, STRENGTHS)
+        checks.flag("DncLayout", "detach_writes", self.detach_writes)
 
     @property
     def size(self) -> int:
@@ -157,12 +154,10 @@ class DncLayout:
     ) -> DncState:
         """Zeros for N ``slots``; a sparse layout starts with links of strength zero to the first K slots.
 
-        Raises ``ValueError`` for no slots or a negative batch.
+        Raises ``ValueError`` for no slots or a negative batch, ``TypeError`` where either is no int.
         """
-        if batch < 0 or slots < 1:
-            raise ValueError(
-                f"DncLayout.initial_state: batch must be at least 0 and slots at least 1, got {batch}, {slots}"
-            )
+        checks.integer("DncLayout.initial_state", "batch", batch, 0)
+        checks.integer("DncLayout.initial_state", "slots", slots, 1)
         kept = self.links(slots)
 
         def zeros(*shape: int) -> Tensor:

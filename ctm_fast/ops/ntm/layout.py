@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -71,6 +70,7 @@ class NtmLayout:
         strength: beta is ``"softplus"`` of the raw value, or ``"oneplus"``, one more.
         eps, eps_placement: as in :func:`ntm_address`.
         shared_weights: every head goes on from one previous weighting, that of the last write head.
+        encoded: what the kernels need to know beside ``width`` and ``eps``; follows from the others.
     """
 
     read_heads: int
@@ -84,24 +84,19 @@ class NtmLayout:
     eps: float = 1e-6
     eps_placement: str = "root"
     shared_weights: bool = False
+    encoded: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("read_heads", "write_heads", "width", "shift"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"NtmLayout: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"NtmLayout: {name} must be at least 1, got {value}")
+            checks.integer("NtmLayout", name, getattr(self, name), 1)
         if self.shift % 2 == 0:
             raise ValueError(f"NtmLayout: shift must be odd, got {self.shift}")
         choices = {"order": ORDERS, "key": KEYS, "add": ADDS, "strength": STRENGTHS}
         for name, known in choices.items():
             check_choice("NtmLayout", name, getattr(self, name), known)
-        if not isinstance(self.shared_weights, bool):
-            raise TypeError(
-                f"NtmLayout: shared_weights must be a bool, got {type(self.shared_weights).__name__}"
-            )
+        checks.flag("NtmLayout", "shared_weights", self.shared_weights)
         check_eps("NtmLayout", self.eps, self.eps_placement)
+        object.__setattr__(self, "encoded", self._encode())
 
     @property
     def heads(self) -> int:
@@ -113,9 +108,7 @@ class NtmLayout:
         """I, the length of an interface vector."""
         return self.heads * (self.width + self.shift + 3) + 2 * self.width * self.write_heads
 
-    @cached_property
-    def encoded(self) -> tuple[int, ...]:
-        """What the kernels need to know beside ``width`` and ``eps``."""
+    def _encode(self) -> tuple[int, ...]:
         return (
             self.read_heads, self.write_heads, self.shift, ORDERS.index(self.order),
             EPS_PLACEMENTS.index(self.eps_placement), ADDS.index(self.key), ADDS.index(self.add),
