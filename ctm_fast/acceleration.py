@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.modules.dropout import _DropoutNd
 
-from ctm_fast import backend, forward
+from ctm_fast import forward
+from ctm_fast.loop import plan, run
 
 logger = logging.getLogger("ctm_fast")
 
@@ -39,10 +41,11 @@ _NEEDS = {
 }  # fmt: skip
 _INPUTS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 3}  # arguments of the published forwards
 _classes: dict[tuple[type, str], type] = {}
-_TOLERANCE = 1e-3  # of the check on the first call: float32 rounding over a memory's length stays far below
+_TOLERANCE = 1e-3  # of the check on first use: float32 rounding over all ticks stays far below
 _TOLERANCE_16_BIT = 5e-2
-_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: training mode -> whether both forwards agree
+_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: (training, track) -> whether both forwards agree
 _CONTAINERS = (dict, OrderedDict, list, set)
+_checking = threading.RLock()  # reentrant: a backbone may be or hold another accelerated model
 
 
 def accelerate(model: Model) -> Model:
@@ -54,11 +57,13 @@ def accelerate(model: Model) -> Model:
     dropout, the lazy first call, state_dict, deepcopy, pickle and DDP work as before. Submodules of your own,
     with hooks or with parametrizations are called as they are, and so are pieces that a subclass overrides.
 
-    A forward that wraps an inherited one, by ``super().forward``, stays around the fast one. Otherwise the first call
-    in eval mode and the first in training mode run the original beside the fast forward: two samples, without
-    dropout, for at most one tick more than the memory is long. If they return something else, or write other
-    attributes of the model or of its parts, the original forward stays in that mode and the logger ``ctm_fast``
-    warns once. Calls with arguments that the published forward does not have run the original.
+    A forward that wraps an inherited one, by ``super().forward``, stays around the fast one. Otherwise the first use of
+    each mode (eval or training, with or without ``track``) runs the original beside the fast forward on a deep copy of
+    the model: all its ticks, two samples (the whole batch where the original does not run on two), without dropout and
+    hooks. For that moment there are two models in memory, and calls from other threads wait. If the two return
+    something else, or write other attributes of the model or of its parts, or if the check cannot run, the original
+    forward stays in that mode and the logger ``ctm_fast`` warns once. Calls with arguments that the published forward
+    does not have run the original, and so do ``torch.jit.trace`` and ``torch.export``.
 
     Set ``model.recompute_synapses = True`` to keep no synapse activations for the backward pass; they are
     computed again there.
@@ -170,94 +175,119 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
     signature = inspect.signature(original)
     own, *names = list(signature.parameters)[: _INPUTS[kind] + 1]
 
-    @torch.compiler.disable
     @functools.wraps(original)
     def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if backend.selected() == "reference" or forward.is_lazy(self):
+        if forward.takes_published(self):
             return original(self, *args, **kwargs)
+        return fast_or_original(self, *args, **kwargs)
+
+    @torch.compiler.disable
+    def fast_or_original(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
-        if bound.arguments.keys() - {own, *names}:
-            return original(self, *args, **kwargs)
+        further = bound.arguments.keys() - {own, *names}
         bound.apply_defaults()
         inputs = [bound.arguments[name] for name in names]
-        checked = self.__dict__.setdefault(_CHECKED, {})
-        if self.training not in checked:
-            checked[self.training] = _agrees(self, kind, original, inputs)
-        if not checked[self.training]:
+        track = inputs[-1] if len(inputs) == _INPUTS[kind] else False
+        if further or not isinstance(track, int | None):
+            return original(self, *args, **kwargs)
+        checked, mode = self.__dict__.setdefault(_CHECKED, {}), (self.training, bool(track))
+        if mode not in checked:
+            with _checking:
+                if mode not in checked and (reason := _why_not(self, kind, original, inputs)):
+                    found = original(self, *args, **kwargs)  # a call that raises here too decides nothing
+                    checked[mode] = False
+                    _say(self, mode, reason)
+                    return found
+                checked.setdefault(mode, True)
+        if not checked[mode]:
             return original(self, *args, **kwargs)
         return getattr(forward, kind)(self, *inputs)
 
     return fast_forward
 
 
-def _agrees(model: Any, kind: str, original: Any, inputs: list[Any]) -> bool:
-    """Whether both forwards give and write the same on few samples in the mode at hand; says so if not."""
+def _say(model: nn.Module, mode: tuple[bool, bool], reason: str) -> None:
+    name = ("training" if mode[0] else "eval") + " mode" + (", tracked" if mode[1] else "")
+    logger.warning("accelerate: %s keeps its own forward, %s (%s)", type(model).__name__, reason, name)
+
+
+def _why_not(model: Any, kind: str, original: Any, inputs: list[Any]) -> str:
+    """Why the fast forward cannot stand in for the original in the mode at hand; empty if it can."""
     dtype = model.start_trace.dtype
-    samples = [_few(value, dtype) for value in inputs]
-    expected, written = _observe(model, original, samples)
-    reason = f"it computes something else than the published {kind} CTM"
+    samples = [_first(value, 2, dtype) for value in inputs]
+    try:
+        expected, written = _observe(model, original, samples)
+    except Exception:  # it may need the batch that it was given
+        samples = [_first(value, None, dtype) for value in inputs]
+        try:
+            expected, written = _observe(model, original, samples)
+        except Exception as error:  # a model that cannot be copied, or a wrong call, which raises on the model itself
+            return f"it cannot be checked on a copy: {type(error).__name__}: {error}"
     try:
         found, own = _observe(model, getattr(forward, kind), samples)
     except Exception as error:  # the forward of a fork must go on where the fast one cannot read its parts
-        found, own = None, written
-        reason = f"the fast one of the {kind} CTM raised {type(error).__name__}: {error}"
+        return f"the fast one of the {kind} CTM raised {type(error).__name__}: {error}"
     if written != own:
-        reason = f"the fast one does not write the same attributes: {', '.join(sorted(written ^ own))}"
-    elif _same(expected, found, _TOLERANCE if torch.finfo(dtype).bits > 16 else _TOLERANCE_16_BIT):
-        return True
-    mode = "training" if model.training else "eval"
-    logger.warning("accelerate: %s keeps its own forward, %s (%s mode)", type(model).__name__, reason, mode)
-    return False
+        return f"the fast one does not write the same attributes: {', '.join(sorted(written ^ own))}"
+    if _same(expected, found, _TOLERANCE if torch.finfo(dtype).bits > 16 else _TOLERANCE_16_BIT):
+        return ""
+    return f"it computes something else than the published {kind} CTM"
 
 
-def _observe(model: Any, run: Callable[..., Any], inputs: list[Any]) -> tuple[Any, set[str]]:
-    """What ``run`` gives without dropout, hooks, autocast and gradients, and the attributes that it writes.
-
-    For at most one tick more than the memory is long. Everything that it writes is undone.
+def _observe(model: Any, forward_of: Callable[..., Any], inputs: list[Any]) -> tuple[Any, set[str]]:
+    """What ``forward_of`` gives on a copy of ``model`` without dropout, hooks, autocast and gradients, and the
+    attributes that it writes.
     """
+    tried = _copied(model)
+    names = {part: name for name, part in tried.named_modules() if not isinstance(part, ScriptModule)}
+    before = {part: _attributes(part) for part in names}
     device = model.start_trace.device.type
-    storages = [(parameter, parameter.data) for parameter in model.parameters()]
-    names = {part: name for name, part in model.named_modules() if not isinstance(part, ScriptModule)}
-    kept = {part: part.__dict__ for part in names}
-    try:
-        for part, own in kept.items():
-            object.__setattr__(part, "__dict__", _stand_in(part, own))
-        model.iterations = min(model.iterations, model.start_trace.shape[-1] + 1)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
-            torch.default_generator.manual_seed(0)
-            found = run(model, *inputs)
-        changed = {(part, key) for part, own in kept.items() for key in _differences(own, part.__dict__)}
-        return found, {f"{names[part]}.{key}".lstrip(".") for part, key in changed}
-    finally:
-        for part, own in kept.items():
-            object.__setattr__(part, "__dict__", own)
-        for parameter, data in storages:
-            parameter.data = data  # the published forward puts clamped decays into storages of their own
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
+        torch.default_generator.manual_seed(0)
+        found = forward_of(tried, *inputs)
+    changed = [(part, key) for part in names for key in _differences(before[part], _attributes(part))]
+    return found, {f"{names[part]}.{key}".lstrip(".") for part, key in changed}
 
 
-def _stand_in(part: nn.Module, own: dict[str, Any]) -> dict[str, Any]:
-    """Attributes for a run that must leave the part as it is: containers and buffers of their own, no dropout."""
-    found = {key: copy.copy(x) if type(x) in _CONTAINERS else x for key, x in own.items()}
-    found["_buffers"] = {key: None if x is None else x.clone() for key, x in own["_buffers"].items()}
-    found["_forward_hooks"], found["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
-    if isinstance(part, _DropoutNd):
-        found["p"] = 0.0
-    if isinstance(part, nn.MultiheadAttention):
-        found["dropout"] = 0.0
-    return found
+def _copied(model: Any) -> Any:
+    """A deep copy with its own forward, without hooks and dropout, of which no message is logged."""
+    memo: dict[int, Any] = {}
+    for part in model.modules():
+        memo |= {id(vars(part)[hooks]): OrderedDict() for hooks in plan.HOOKS if hooks in vars(part)}
+        # What an earlier forward left cannot be copied with its graph.
+        memo |= {id(x): x.detach().clone() for x in _tensors(vars(part)) if not x.is_leaf}
+    tried = restore(copy.deepcopy(model, memo))
+    for part in tried.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = 0.0
+    run.say_nothing(tried.synapses)
+    return tried
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for item in value for x in _tensors(item)] if isinstance(value, list | tuple | set) else []
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of attributes and buffers that are not as they were."""
-    old, new = _attributes(before), _attributes(after)
     return [
         *(old.keys() ^ new.keys()),
         *(key for key in old.keys() & new.keys() if _differs(old[key], new[key])),
     ]
 
 
-def _attributes(own: dict[str, Any]) -> dict[str, Any]:
-    return {key: x for key, x in own.items() if key != "_buffers"} | own["_buffers"]
+def _attributes(part: nn.Module) -> dict[str, Any]:
+    """Attributes and buffers, such that writing into a container or buffer of ``part`` does not write here."""
+    own = {key: copy.copy(x) if type(x) in _CONTAINERS else x for key, x in vars(part).items()}
+    buffers = own.pop("_buffers")
+    return own | {key: None if x is None else x.clone() for key, x in buffers.items()}
 
 
 def _differs(before: Any, after: Any) -> bool:
@@ -270,11 +300,11 @@ def _differs(before: Any, after: Any) -> bool:
     return len(old) != len(new) or any(a is not b for a, b in zip(old, new, strict=True))
 
 
-def _few(value: Any, dtype: torch.dtype) -> Any:
-    """The first two samples of every tensor, a batch for BatchNorm; floating-point ones in the model's dtype."""
+def _first(value: Any, count: int | None, dtype: torch.dtype) -> Any:
+    """The first samples of every tensor, floating-point ones in the model's dtype; ``None`` takes all."""
     if isinstance(value, Tensor) and value.dim():
-        return value[:2].to(dtype) if value.is_floating_point() else value[:2]
-    return tuple(_few(item, dtype) for item in value) if isinstance(value, tuple | list) else value
+        return value[:count].to(dtype) if value.is_floating_point() else value[:count]
+    return tuple(_first(item, count, dtype) for item in value) if isinstance(value, tuple | list) else value
 
 
 def _same(expected: Any, found: Any, tolerance: float) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from ctm_fast import backend
 from ctm_fast.loop.plan import parts_of, why_called
 from ctm_fast.loop.run import Parts, States, run_ticks
 from ctm_fast.nn.certainty import CertaintyOverTicks
@@ -30,6 +31,8 @@ _CONTAINED = frozenset((
     "published_forward", "start_state", "think", "attend", "clamp_decays", "synchronisation_pairs",
     "clamped_decay", "embed_question", "tick_input", "see", "total_ticks", "window_weights",
 ))  # fmt: skip
+_TICKS = ("synapses", "trace_processor", "q_proj", "output_projector", "energy_head")
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
 _materialised: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -78,11 +81,24 @@ def _redefines(model: Any, names: frozenset[str]) -> bool:
     return not names.isdisjoint(model.__dict__)
 
 
+def takes_published(model: Any) -> bool:
+    """Whether the published forward runs, whatever the model is.
+
+    On the reference backend, while ``torch.jit.trace`` or ``torch.export`` reads it, and while lazy parts wait for
+    their first call.
+    """
+    return backend.selected() == "reference" or torch.jit.is_tracing() or _is_exporting() or is_lazy(model)
+
+
 def is_lazy(model: Any) -> bool:
-    """Whether any parameter still waits for its shape; asked until none does."""
+    """Whether lazy parameters wait for their shape, or lazy parts of the ticks with a loaded shape for their first
+    call; asked until none does.
+    """
     if model in _materialised:
         return False
     lazy = any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
+    ticks = [part for name in _TICKS if isinstance(part := getattr(model, name, None), nn.Module)]
+    lazy = lazy or any(hasattr(layer, "_initialize_hook") for part in ticks for layer in part.modules())
     if not lazy:
         _materialised.add(model)
     return lazy

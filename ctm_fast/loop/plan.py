@@ -21,7 +21,7 @@ from ctm_fast.nn.nlm import NeuronLevelModels, SuperLinear
 from ctm_fast.nn.synapses import SynapseUNET
 from ctm_fast.ops.nlm import reference
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _LEAVES = (nn.Linear, nn.LayerNorm, nn.GLU, nn.SiLU, nn.Dropout, nn.Identity)
 _OWN = (*_LEAVES, nn.Sequential, nn.ModuleList, SynapseUNET)
 _NOTHING = nn.Identity()
@@ -41,7 +41,7 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
 
 def why_called(parts: list[nn.Module]) -> str | None:
     """What calling these modules would do beside their mathematics; None if nothing."""
-    if any(getattr(every_module, f"_global{hooks}") for hooks in _HOOKS):
+    if any(getattr(every_module, f"_global{hooks}") for hooks in HOOKS):
         return "hooks of all modules"
     for part in parts:
         own = part.__dict__
@@ -49,7 +49,7 @@ def why_called(parts: list[nn.Module]) -> str | None:
             return "a forward set on the object"
         if "parametrizations" in own.get("_modules", ()):
             return "parametrizations"
-        if any(map(own.get, _HOOKS)):
+        if any(map(own.get, HOOKS)):
             return "hooks"
     return None
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctm_fast import backend
-
 
 def run_forward(kind: str, model: Any, *inputs: Any) -> Any:
     """Run the forward of ``model``; ``kind`` is "base", "sort", "qamnist" or "rl".
@@ -16,7 +14,7 @@ def run_forward(kind: str, model: Any, *inputs: Any) -> Any:
     """
     from ctm_fast import forward
 
-    if backend.selected() == "reference" or forward.is_lazy(model) or not forward.contains(model, kind):
+    if forward.takes_published(model) or not forward.contains(model, kind):
         return model.published_forward(*inputs)
     _check(kind, model, inputs[0])
     return getattr(forward, kind)(model, *inputs)
