@@ -176,7 +176,10 @@ def test_bad_constructor_arguments(options: dict[str, Any], message: str) -> Non
         ((torch.zeros(2, 3, 4),), ValueError, r"x must have shape \(T, B, 3\) with T >= 1 or \(B, 3\)"),
         ((torch.zeros(0, 2, 3),), ValueError, "x must have shape"),
         ((torch.zeros(2, 3).long(),), TypeError, "x must be a floating-point tensor, got torch.int64"),
-        (([1.0],), TypeError, "x must be a floating-point tensor, got list"),
+        (([1.0],), TypeError, "x must be a torch.Tensor, got list"),
+        ((torch.zeros(2, 3).double(),), TypeError, "x must be torch.float32 as the .*, got torch.float64"),
+        ((torch.zeros(1, 3), [True]), TypeError, "mask must be a torch.Tensor, got list"),
+        ((torch.zeros(1, 3), None, 5), TypeError, "state must be a torch.Tensor, got int"),
         (
             (torch.zeros(2, 3), torch.ones(3, dtype=torch.bool)),
             ValueError,
@@ -188,7 +191,7 @@ def test_bad_constructor_arguments(options: dict[str, Any], message: str) -> Non
             r"state must be 2 of shape \(B, H\) = \(2, 9\)",
         ),
     ],
-    ids=["width", "no-timestep", "integers", "list", "mask", "state"],
+    ids=["width", "no-timestep", "integers", "list", "precision", "mask-list", "state-int", "mask", "state"],
 )
 def test_bad_inputs(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"AdaptiveLSTM: {message}"):

@@ -236,3 +236,21 @@ def test_bad_arguments_are_refused(changes: dict[str, Any], message: str) -> Non
 def test_bad_inputs_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"DNC: x must have shape \(T, B, 4\), got "):
         build()(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_a_state_of_another_batch_is_refused() -> None:
+    model = build()
+    x = torch.zeros(2, 1, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="^DNC: state must be of batch 1, got 4"):
+        model(x, model.initial_state(4))
+    mixed = model.initial_state(1)._replace(controller=model.initial_state(4).controller)
+    with pytest.raises(ValueError, match=r"^DNC: state's controller must have shape \(L, B, C\)"):
+        model(x, mixed)
+    with pytest.raises(TypeError, match="^DNC: state must be of type DncNetworkState, got int"):
+        model(x, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=str)
+def test_inputs_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=r"^DNC: x must be .*, got torch\."):
+        build()(torch.zeros(5, 2, 4, dtype=dtype))

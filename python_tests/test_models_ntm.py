@@ -301,3 +301,60 @@ def test_wrong_arguments(changes, message):
 def test_wrong_inputs(shape):
     with pytest.raises(ValueError, match=r"NTM: x must have shape \(T, B, 4\), got"):
         build()(torch.randn(shape, dtype=torch.float64))
+
+
+STATES = {
+    "batch": (lambda m: m.initial_state(4), ValueError, "state must be of batch 3, got 4"),
+    "one-for-all": (lambda m: m.initial_state(1), ValueError, "state must be of batch 3, got 1"),
+    "type": (lambda m: 5, TypeError, "state must be of type NtmState, got int"),
+    "controller": (
+        lambda m: m.initial_state(3)._replace(controller=m.initial_state(1).controller),
+        ValueError,
+        r"state's controller must have shape \(L, B, C\) = \(1, 3, 8\), got \(1, 1, 8\)",
+    ),
+    "controller-parts": (
+        lambda m: m.initial_state(3)._replace(controller=()),
+        ValueError,
+        "state's controller must be 2 tensors, got 0",
+    ),
+    "width": (
+        lambda m: build(width=4).initial_state(3),
+        ValueError,
+        r"state's memory must have shape \(B, N, W\) = \(3, 7, 3\), got \(3, 7, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("state", "error", "message"), STATES.values(), ids=STATES.keys())
+def test_wrong_states(state, error, message):
+    model = build(width=3)
+    with pytest.raises(error, match=f"^NTM: {message}"):
+        model(torch.zeros(2, 3, INPUTS, dtype=torch.float64), state(model))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([1.0], "x must be a torch.Tensor, got list"),
+        (torch.zeros(T, B, INPUTS).long(), "x must be a floating-point tensor, got torch.int64"),
+        (torch.zeros(T, B, INPUTS), "x must be torch.float64 as the parameters, got torch.float32"),
+    ],
+    ids=["list", "integers", "precision"],
+)
+def test_wrong_kinds_of_inputs(x, message):
+    with pytest.raises(TypeError, match=f"^NTM: {message}"):
+        build()(x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": "8"}, "slots must be an int, got str"),
+        ({"clip": "8"}, "clip must be a number or None, got str"),
+        ({"strenght": "oneplus"}, "NTM: options must be among order, .*, got 'strenght'"),
+    ],
+    ids=["slots", "clip", "misspelt"],
+)
+def test_wrong_kinds_of_arguments(changes, message):
+    with pytest.raises(TypeError, match=message):
+        build(**changes)

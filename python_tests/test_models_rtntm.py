@@ -150,3 +150,38 @@ def test_impossible_sizes_are_refused(changes: dict[str, Any], message: str) -> 
 def test_tokens_must_be_sequences(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"RTNTM: tokens must have shape \(B, T\), not empty, got"):
         make()(torch.zeros(shape, dtype=torch.int64))
+
+
+def wrong_calls() -> dict[str, tuple[dict[str, Any], type[Exception], str]]:
+    tokens = torch.zeros(3, 6, dtype=torch.int64)
+    other = make().initial_state(2)
+    return {
+        "large": ({"tokens": tokens + 100}, IndexError, r"tokens must be in \[0, .*, got values from 100"),
+        "negative": ({"tokens": tokens - 1}, IndexError, r"tokens must be in \[0, .*, got values from -1"),
+        "float": ({"tokens": tokens.float()}, TypeError, "tokens must be torch.int64, got torch.float32"),
+        "list": ({"tokens": [1]}, TypeError, "tokens must be a torch.Tensor, got list"),
+        "slots-negative": ({"tokens": tokens, "slots": -3}, ValueError, "slots must be at least 1, got -3"),
+        "slots-zero": ({"tokens": tokens, "slots": 0}, ValueError, "slots must be at least 1, got 0"),
+        "batch": ({"tokens": tokens, "state": other}, ValueError, "state must be of batch 3, got 2"),
+        "state": ({"tokens": tokens, "state": 5}, TypeError, "state must be of type RtntmState, got int"),
+        "slots-beside": (
+            {"tokens": tokens[:2], "state": other, "slots": 8},
+            ValueError,
+            "slots must be None beside a state, got 8",
+        ),
+    }
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), wrong_calls().values(), ids=wrong_calls().keys())
+def test_wrong_calls(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^RTNTM: {message}"):
+        make()(**arguments)
+
+
+def test_a_sequence_beyond_the_code_of_the_step() -> None:
+    model, tokens = make(positions=4), some_tokens(steps=6)
+    with pytest.raises(ValueError, match="^RTNTM: tokens must end within positions=4 steps, got 6"):
+        model(tokens)
+    state = model(tokens[:, :3]).state
+    with pytest.raises(ValueError, match="^RTNTM: tokens must end within positions=4 steps, got 5"):
+        model(tokens[:, 3:5], state)

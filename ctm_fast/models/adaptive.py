@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm_fast import ops
-from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.checks import check_precision, require, require_positive
 from ctm_fast.models.hub import HubMixin
+from ctm_fast.ops import checks
 
 PAPER = "https://arxiv.org/abs/1603.08983"
 TAGS = ["adaptive-computation-time"]
@@ -173,22 +174,26 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
         parts = 2 if isinstance(self.cell, nn.LSTMCell) else 1
         if state is None:
             return tuple(x.new_zeros(shape) for _ in range(parts))
-        found = (state,) if isinstance(state, Tensor) else tuple(state)
+        found = tuple(state) if isinstance(state, tuple | list) else (state,)
+        for part in found:
+            checks.floating(self._name, "state", part)
         if [part.shape for part in found] != [torch.Size(shape)] * parts:
             shapes = ", ".join(str(tuple(part.shape)) for part in found)
             raise ValueError(f"{self._name}: state must be {parts} of shape (B, H) = {shape}, got {shapes}")
         return found
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{self._name}: x must be a floating-point tensor, got {found}")
+        checks.floating(self._name, "x", x)
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.shape[0] < x.dim() - 2:
             raise ValueError(
                 f"{self._name}: x must have shape (T, B, {self.input_size}) with T >= 1 or "
                 f"(B, {self.input_size}), got {tuple(x.shape)}"
             )
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
+        check_precision(self._name, x, self.cell.weight_ih)
+        if mask is None:
+            return
+        checks.tensor(self._name, "mask", mask)
+        if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
             raise ValueError(
                 f"{self._name}: mask must be bool of shape {tuple(x.shape[:-1])}, got {mask.dtype} "
                 f"{tuple(mask.shape)}"

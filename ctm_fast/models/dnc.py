@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast import ops
-from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.checks import (
+    check_inputs,
+    check_memory,
+    check_part,
+    check_state,
+    require,
+    require_bound,
+    require_positive,
+)
 from ctm_fast.models.dnc_controller import CONTROLLERS
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_controller import Controller
@@ -72,6 +80,7 @@ class DNC(nn.Module, HubMixin):
     Raises:
         ArgumentError: a size below 1, an unknown controller, more links than slots, a bound that is not
             positive, or a dropout outside [0, 1).
+        TypeError: a size or a bound that is no number.
     """
 
     def __init__(
@@ -97,7 +106,7 @@ class DNC(nn.Module, HubMixin):
         require(controller in CONTROLLERS, f"controller must be one of {known}, got {controller!r}")
         fits = sparse is None or 1 <= sparse <= slots
         require(fits, f"sparse must be None or lie in [1, slots={slots}], got {sparse}")
-        require(clip is None or clip > 0, f"clip must be positive or None, got {clip}")
+        require_bound("clip", clip)
         require(0 <= bypass_dropout < 1, f"bypass_dropout must lie in [0, 1), got {bypass_dropout}")
         self.input_size, self.output_size, self.slots, self.clip = input_size, output_size, slots, clip
         self.bypass = nn.Dropout(bypass_dropout)
@@ -124,12 +133,10 @@ class DNC(nn.Module, HubMixin):
             trace: also return weightings, usage and gates of every step.
 
         Raises:
-            ValueError: ``x`` has another shape.
+            TypeError, ValueError: "DNC: argument must ..., got ...".
         """
-        if x.dim() != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
-            raise ValueError(f"DNC: x must have shape (T, B, {self.input_size}), got {tuple(x.shape)}")
-        if state is None:
-            state = self.initial_state(x.shape[1])
+        check_inputs("DNC", x, self.input_size, self.heads.to_output.weight)
+        state = self._start(x.shape[1], state)
         step = self.controller.stepper(x)
         layers, (_, memory, read, addressing) = self.controller.split(state.controller), state
         outputs, reads, record = [], [], []
@@ -146,6 +153,16 @@ class DNC(nn.Module, HubMixin):
             output = output.clamp(-self.clip, self.clip)
         state = DncNetworkState(self.controller.join(layers), memory, read, addressing)
         return DncOutput(output, state, self._trace(record) if trace else None)
+
+    def _start(self, batch: int, state: DncNetworkState | None) -> DncNetworkState:
+        if state is None:
+            return self.initial_state(batch)
+        check_state("DNC", state, DncNetworkState)
+        heads, width = self.layout.read_heads, self.layout.width
+        check_memory("DNC", state.memory, batch, width)
+        check_part("DNC", "reads", state.reads, (batch, heads, width), "B, R, W")
+        self.controller.check("DNC", state.controller, batch)
+        return state
 
     def _trace(self, record: list[tuple[Tensor, ops.DncState]]) -> DncTrace:
         parts = self.layout.split(torch.stack([interface for interface, _ in record]))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ctm_fast import ops
 from ctm_fast.models import ntm_loop
-from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.checks import check_inputs, check_state, require, require_bound, require_positive
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_controller import CONTROLLERS, Controller
 from ctm_fast.models.ntm_heads import LinearHeads, SplitHeads
@@ -22,6 +22,7 @@ from ctm_fast.models.ntm_state import InitialMemory, MemoryState, NtmState, NtmT
 Steps = list[MemoryState]
 
 XAVIER_GAIN = 2.0
+OPTIONS = ("order", "key", "add", "strength", "eps", "eps_placement", "shared_weights")
 
 
 class NtmOutput(NamedTuple):
@@ -62,6 +63,7 @@ class NTM(nn.Module, HubMixin):
     Raises:
         ArgumentError: a size below 1, an even shift, fewer slots than the shift is wide, an unknown name, or a
             bound that is not positive.
+        TypeError: a size or a bound that is no number, or an option that there is not.
     """
 
     def __init__(
@@ -88,9 +90,11 @@ class NTM(nn.Module, HubMixin):
         super().__init__()
         require_positive(input_size=input_size, output_size=output_size, controller_layers=controller_layers)
         require_positive(slots=slots, width=width, read_heads=read_heads, write_heads=write_heads)
+        for name in layout.keys() - set(OPTIONS):
+            raise TypeError(f"NTM: options must be among {', '.join(OPTIONS)}, got {name!r}")
         require(shift >= 1 and shift % 2 == 1, f"shift must be odd and at least 1, got {shift}")
         require(slots >= shift, f"slots must be at least shift={shift}, got {slots}")
-        require(clip is None or clip > 0, f"clip must be positive or None, got {clip}")
+        require_bound("clip", clip)
         self.input_size, self.output_size, self.clip = input_size, output_size, clip
         self.controller_sees_reads = controller_sees_reads
         heads = {"read_heads": read_heads, "write_heads": write_heads, "width": width, "shift": shift}
@@ -138,11 +142,10 @@ class NTM(nn.Module, HubMixin):
             trace: also return weightings and memory after every step.
 
         Raises:
-            ValueError: ``x`` has another shape.
+            TypeError, ValueError: "NTM: argument must ..., got ...".
         """
-        if x.dim() != 3 or x.shape[0] < 1 or x.shape[2] != self.input_size:
-            raise ValueError(f"NTM: x must have shape (T, B, {self.input_size}), got {tuple(x.shape)}")
-        state = self.initial_state(x.shape[1]) if state is None else state
+        check_inputs("NTM", x, self.input_size, next(self.controller.parameters()))
+        state = self._start(x.shape[1], state)
         steps: Steps = []
         if not (self.controller_sees_reads or trace):
             hidden, reads, state = self._sequence(x, state)
@@ -152,6 +155,14 @@ class NTM(nn.Module, HubMixin):
             hidden, reads, state, steps = self._steps(x, state, trace)
         output = self._clamp(self.heads.output(hidden, reads))
         return NtmOutput(output, state, NtmTrace.of(steps) if trace else None)
+
+    def _start(self, batch: int, state: NtmState | None) -> NtmState:
+        if state is None:
+            return self.initial_state(batch)
+        check_state("NTM", state, NtmState)
+        state.memory.check("NTM", batch, self.layout)
+        self.controller.check("NTM", state.controller, batch)
+        return state
 
     def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState]:
         """Controller first, then the memory part of all steps in one call."""

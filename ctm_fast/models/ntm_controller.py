@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctm_fast.models.checks import check_layers
+
 State = tuple[Tensor, ...]
 Slope = Callable[[int, State], tuple[Tensor, State]]
 Step = Callable[[int, Tensor, list[State]], tuple[Tensor, list[State]]]
@@ -84,6 +86,10 @@ class Controller(nn.Module, ABC):
     def initial(self, batch: int, like: Tensor) -> State:
         """A state of zeros in the dtype and on the device of ``like``."""
         return tuple(like.new_zeros(self.layers, batch, self.size) for _ in range(self.states))
+
+    def check(self, model: str, state: State, batch: int) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless ``state`` is one of this controller and batch."""
+        check_layers(model, state, self.states, (self.layers, batch, self.size))
 
     def split(self, state: State) -> list[State]:
         """A controller's state by layer."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctm_fast import ops
-from ctm_fast.models.checks import require
+from ctm_fast.models.checks import check_memory, check_part, require
 
 CONSTANT = 1e-6
 SPREAD = {"memory": 0.5, "weights": 1.0, "reads": 0.01}
@@ -30,6 +30,14 @@ class MemoryState(NamedTuple):
     reads: Tensor  # (B, R, W)
     read_weights: Tensor  # (B, R, N)
     write_weights: Tensor  # (B, V, N)
+
+    def check(self, model: str, batch: int, layout: ops.NtmLayout) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless it fits a batch and the model's heads."""
+        check_memory(model, self.memory, batch, layout.width)
+        read, write, slots = layout.read_heads, layout.write_heads, self.memory.shape[1]
+        check_part(model, "reads", self.reads, (batch, read, layout.width), "B, R, W")
+        check_part(model, "read_weights", self.read_weights, (batch, read, slots), "B, R, N")
+        check_part(model, "write_weights", self.write_weights, (batch, write, slots), "B, V, N")
 
     def step(self, interface: Tensor, layout: ops.NtmLayout) -> MemoryState:
         """The state after one step of all heads, for raw interface vectors (B, P)."""

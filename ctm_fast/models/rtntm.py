@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctm_fast import ops
-from ctm_fast.models.checks import require, require_positive
+from ctm_fast.models.checks import check_part, check_state, require, require_positive
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_state import MemoryState, NtmTrace
 from ctm_fast.models.rtntm_encoder import SteppedEncoder, build_encoder
 from ctm_fast.nn.backbones import IndexEmbeddings
+from ctm_fast.ops import checks
 
 
 class RtntmState(NamedTuple):
@@ -127,8 +128,10 @@ class RTNTM(nn.Module, HubMixin):
 
     def initial_state(self, batch: int, slots: int | None = None) -> RtntmState:
         """The state before the first step of ``batch`` samples; ``slots`` replaces the model's N."""
+        slots = self.slots if slots is None else slots
+        checks.integer("RTNTM", "slots", slots, 1)
         like, width, heads = next(self.parameters()), self.d_model, self.layout
-        first = F.one_hot(torch.zeros((), dtype=torch.int64, device=like.device), slots or self.slots)
+        first = F.one_hot(torch.zeros((), dtype=torch.int64, device=like.device), slots)
         memory = MemoryState(
             memory=like.new_zeros(batch, len(first), width),
             reads=like.new_zeros(batch, heads.read_heads, width),
@@ -151,15 +154,14 @@ class RTNTM(nn.Module, HubMixin):
         Args:
             tokens: int64 (B, T) in [0, V), T at least 1.
             state: what an earlier call returned; None for :meth:`initial_state`.
-            slots: N of the initial state where it is not the model's own.
+            slots: N of the initial state where it is not the model's own; not beside a ``state``.
             trace: also return memory and weightings after every step, detached.
 
         Raises:
-            ValueError: ``tokens`` is not (B, T) with at least one of each.
+            TypeError, ValueError, IndexError: "RTNTM: argument must ..., got ...".
         """
-        if tokens.dim() != 2 or 0 in tokens.shape:
-            raise ValueError(f"RTNTM: tokens must have shape (B, T), not empty, got {tuple(tokens.shape)}")
-        state = self.initial_state(len(tokens), slots) if state is None else state
+        self._check_tokens(tokens)
+        state = self._start(tokens, state, slots)
         inputs = torch.cat((state.inputs, self._embed(tokens, state.steps)), 1)
         encoder = SteppedEncoder(self.encoder, inputs, tokens.shape[1], self.window)
         hidden, memory = state.hidden.unbind(), state.memory
@@ -173,6 +175,35 @@ class RTNTM(nn.Module, HubMixin):
         kept = inputs[:, max(0, inputs.shape[1] - self.window + 1) :]
         after = RtntmState(kept, torch.stack(hidden), memory, state.steps + tokens.shape[1])
         return RtntmOutput(logits, after, NtmTrace.of(memories) if trace else None)
+
+    def _check_tokens(self, tokens: object) -> None:
+        found = checks.tensor("RTNTM", "tokens", tokens)
+        if found.dtype != torch.int64:
+            raise TypeError(f"RTNTM: tokens must be torch.int64, got {found.dtype}")
+        if found.dim() != 2 or 0 in found.shape:
+            raise ValueError(f"RTNTM: tokens must have shape (B, T), not empty, got {tuple(found.shape)}")
+        if not (torch.compiler.is_compiling() or found.is_meta):
+            checks.indices("RTNTM", "tokens", found, self.vocabulary)
+
+    def _start(self, tokens: Tensor, state: RtntmState | None, slots: int | None) -> RtntmState:
+        batch, steps = tokens.shape
+        if state is None:
+            state = self.initial_state(batch, slots)
+        else:
+            check_state("RTNTM", state, RtntmState)
+            if slots is not None:
+                raise ValueError(f"RTNTM: slots must be None beside a state, got {slots}")
+            state.memory.check("RTNTM", batch, self.layout)
+            check_part(
+                "RTNTM", "inputs", state.inputs, (batch, state.inputs.shape[1], self.d_model), "B, P, D"
+            )
+            check_part("RTNTM", "hidden", state.hidden, (len(self.state), batch, self.d_model), "S, B, D")
+        if self.positions is not None and state.steps + steps > len(self.positions.embedding):
+            raise ValueError(
+                f"RTNTM: tokens must end within positions={len(self.positions.embedding)} steps, "
+                f"got {state.steps + steps}"
+            )
+        return state
 
     def _embed(self, tokens: Tensor, start: int) -> Tensor:
         embedded: Tensor = self.embedding(tokens)
