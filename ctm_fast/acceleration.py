@@ -43,7 +43,7 @@ _INPUTS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 3}  # arguments of the publ
 _classes: dict[tuple[type, str], type] = {}
 _TOLERANCE = 1e-3  # of the check on first use: float32 rounding over all ticks stays far below
 _TOLERANCE_16_BIT = 5e-2
-_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: (training, track) -> whether both forwards agree
+_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: (training, track) -> whether both agree
 _CONTAINERS = (dict, OrderedDict, list, set)
 _checking = threading.RLock()  # reentrant: a backbone may be or hold another accelerated model
 
@@ -221,7 +221,7 @@ def _why_not(model: Any, kind: str, original: Any, inputs: list[Any]) -> str:
         samples = [_first(value, None, dtype) for value in inputs]
         try:
             expected, written = _observe(model, original, samples)
-        except Exception as error:  # a model that cannot be copied, or a wrong call, which raises on the model itself
+        except Exception as error:  # no copy of the model, or a wrong call, which raises on the model too
             return f"it cannot be checked on a copy: {type(error).__name__}: {error}"
     try:
         found, own = _observe(model, getattr(forward, kind), samples)

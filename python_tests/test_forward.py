@@ -263,15 +263,114 @@ def test_numbers_of_a_wrong_rank(shape):
         model(random(*shape))
 
 
+WRONG_STATES = {
+    "fewer-histories": (lambda x, h: (x, (h[0][:1], h[1])), "must match|must be equal|Sizes of tensors"),
+    "fewer-neurons": (lambda x, h: (x, (h[0][:, :9], h[1])), "Sizes of tensors must match"),
+    "shorter-history": (lambda x, h: (x, (h[0][:, :, 1:], h[1])), "subscript|size"),
+    "double-history": (lambda x, h: (x, (h[0].double(), h[1])), "dtype|scalar type"),
+    "fewer-observations": (lambda x, h: (x[:1], h), "Sizes of tensors must match"),
+}
+
+
 @pytest.mark.parametrize("batch", [2, 3])
-def test_wrong_sizes_raise_as_published(batch):
-    model, (x, (trace, activated)) = CASES["rl"](batch)
-    wrong = [(x, (trace[:1], activated)), (x, (trace[:, :9], activated)), (x, (trace[:, :, 1:], activated))]
-    wrong += [(x, (trace.double(), activated)), (x[:1], (trace, activated))]
-    for inputs in wrong:
-        with pytest.raises(RuntimeError):
-            model(*inputs)
-    sort, (numbers,) = CASES["sort"](batch)
-    for given in (numbers[:, 1:], numbers.double()):
-        with pytest.raises(RuntimeError):
-            sort(given)
+@pytest.mark.parametrize("wrong", WRONG_STATES)
+def test_wrong_states_raise_as_published(wrong, batch):
+    model, inputs = CASES["rl"](batch)
+    change, message = WRONG_STATES[wrong]
+    for backend in (None, "reference"):
+        with ctm_fast.use_backend(backend), pytest.raises(RuntimeError, match=message):
+            model(*change(*inputs))
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: x[:, 1:], "shapes cannot be multiplied"), (lambda x: x.double(), "dtype")],
+    ids=["one-number-less", "double"],
+)
+def test_wrong_numbers_raise_as_published(change, message, batch):
+    model, (numbers,) = CASES["sort"](batch)
+    for backend in (None, "reference"):
+        with ctm_fast.use_backend(backend), pytest.raises(RuntimeError, match=message):
+            model(change(numbers))
+
+
+@pytest.mark.parametrize("name", ["base", "sort", "qamnist", "rl"])
+def test_decays_out_of_bounds(name):
+    model, inputs = CASES[name](3)
+    with torch.no_grad():
+        for key, decay in model.named_parameters():
+            if "decay" in key:
+                decay[:3] = torch.tensor([-1.0, 20.0, 0.5])
+    fast, published = copy.deepcopy(model), copy.deepcopy(model)
+    found = evaluate(fast, inputs, torch.float64)
+    with ctm_fast.use_backend("reference"):
+        truth = evaluate(published, inputs, torch.float64)
+    assert_close(found, truth, 1e-6)
+    kept = [-1.0, 20.0, 0.5] if name in ("sort", "rl") else [0.0, 15.0, 0.5]
+    decays = [
+        decay[:3].tolist()
+        for each in (fast, published)
+        for key, decay in each.named_parameters()
+        if "decay" in key
+    ]
+    assert decays == [kept] * len(decays)
+
+
+def without_samples(value):
+    return tuple(map(without_samples, value)) if isinstance(value, tuple) else value[:0]
+
+
+@pytest.mark.parametrize("track", [False, True], ids=["plain", "tracked"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+@pytest.mark.parametrize(
+    "name", ["base", "base-energy", "base-image", "base-layernorm", "sort", "qamnist", "rl"]
+)
+def test_an_empty_batch_gives_empty_results(name, training, track):
+    model, inputs = CASES[name](2)
+    model.train(training)
+    whole, empty = (tensors(model(*given, track)) for given in (inputs, without_samples(inputs)))
+    with ctm_fast.use_backend("reference"):
+        published = tensors(model(*without_samples(inputs), track))
+    shapes = {key: list(y.shape) for key, y in empty.items()}
+    assert shapes == {key: list(y.shape) for key, y in published.items()}
+    for key, y in whole.items():
+        assert all(a == b or (a, b) == (2, 0) for a, b in zip(y.shape, shapes[key], strict=True))
+        assert y.numel() == 0 or empty[key].numel() == 0
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize(
+    ("name", "argument"), [("base", "x"), ("sort", "x"), ("qamnist", "z"), ("rl", "hidden_states\\[1\\]")]
+)
+def test_what_is_no_tensor_raises(name, argument, backend):
+    model, (*others, last) = CASES[name](2)
+    wrong = (last[0], last[1].numpy()) if name == "rl" else last.numpy()
+    expected = rf"^{type(model).__name__}: {argument} must be a torch.Tensor, got ndarray$"
+    with ctm_fast.use_backend(backend), pytest.raises(TypeError, match=expected):
+        model(*others, wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_traced_models_run_the_published_forward():
+    model, inputs = CASES["base"](2)
+    traced = torch.jit.trace(model.eval(), inputs, check_trace=False)
+    torch.testing.assert_close(traced(*inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("name", ["base", "base-unet", "sort"])
+def test_a_loaded_model_says_nothing_and_runs_natively(name, caplog, monkeypatch):
+    model, inputs = CASES[name](2)
+    sizes = {"base": SMALL, "base-unet": {**SMALL, "synapse_depth": 3, "deep_nlms": False}}
+    sizes["sort"] = {**SMALL, **NOTHING, "synapse_depth": 2, "prediction_reshaper": [2, -1]}
+    loaded = type(model)(**sizes[name])
+    loaded.load_state_dict(model.state_dict())
+    monkeypatch.delattr(run, "_call")
+    expected = tensors(model.eval()(*inputs))
+    for _ in range(2):
+        assert_close(tensors(loaded.eval()(*inputs)), expected, 1e-5)
+    assert caplog.messages == []
+    loaded.synapses.register_forward_hook(lambda *_: None)
+    monkeypatch.undo()
+    loaded(*inputs)
+    assert len(caplog.messages) == 1  # of the user's own hook

@@ -106,8 +106,7 @@ def run_ticks(
 
 def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
     attending = [t for t, i in enumerate(loop.inputs) if i >= 0]
-    ticks, batch, _ = weights.shape
-    return weights.view(ticks, batch, loop.heads, 1, -1)[attending]
+    return weights.unflatten(2, (loop.heads, 1, -1))[attending]
 
 
 def _plan(

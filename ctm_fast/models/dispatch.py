@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+_TENSORS = {"base": ("x",), "sort": ("x",), "qamnist": ("x", "z"), "rl": ("x",)}
+
 
 def run_forward(kind: str, model: Any, *inputs: Any) -> Any:
     """Run the forward of ``model``; ``kind`` is "base", "sort", "qamnist" or "rl".
 
     The published forward runs on the reference backend, where a subclass redefined a method that the fast one
     does not call, and once where lazy parameters wait for their shapes, so that they are drawn in the
-    published order. Raises ``ValueError`` where the fast one has no tick to run, or numbers of a wrong rank to sort.
+    published order. Raises ``TypeError`` where an input is no tensor, ``ValueError`` where the fast one has no tick to
+    run, or numbers of a wrong rank to sort.
     """
     from ctm_fast import forward
 
+    _check_tensors(kind, model, inputs)
     if forward.takes_published(model) or not forward.contains(model, kind):
         return model.published_forward(*inputs)
     _check(kind, model, inputs[0])
     return getattr(forward, kind)(model, *inputs)
+
+
+def _check_tensors(kind: str, model: Any, inputs: tuple[Any, ...]) -> None:
+    """Raise ``TypeError`` where an input is no tensor."""
+    named: dict[str, Any] = dict(zip(_TENSORS[kind], inputs, strict=False))
+    if kind == "rl":
+        named |= {f"hidden_states[{i}]": value for i, value in enumerate(inputs[1])}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{type(model).__name__}: {name} must be a torch.Tensor, got {type(value).__name__}"
+            )
 
 
 def _check(kind: str, model: Any, x: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def normalised_entropy(logits: Tensor) -> Tensor:
         (B,), dtype of ``logits``; NaN for a single class.
     """
     entropy = -torch.sum(F.softmax(logits, dim=-1) * F.log_softmax(logits, dim=-1), dim=-1)
-    entropy = entropy / torch.log(torch.tensor(logits.shape[-1], dtype=torch.float64))
+    entropy = entropy / math.log(logits.shape[-1])
     return entropy.flatten(1).mean(-1) if logits.dim() > 2 else entropy
 
 
@@ -31,7 +32,7 @@ def certainty(prediction: Tensor, prediction_reshaper: Sequence[int] = (-1,)) ->
 
     Floating point in and out, values in [0, 1]. Torch raises ``RuntimeError`` where C does not fit.
     """
-    entropy = normalised_entropy(prediction.reshape(prediction.shape[0], *prediction_reshaper))
+    entropy = normalised_entropy(prediction.unflatten(-1, tuple(prediction_reshaper)))
     return torch.stack((entropy, 1 - entropy), dim=-1)
 
 
