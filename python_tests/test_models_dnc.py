@@ -241,12 +241,12 @@ def test_bad_inputs_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_state_of_another_batch_is_refused() -> None:
     model = build()
     x = torch.zeros(2, 1, 4, dtype=torch.float64)
-    with pytest.raises(ValueError, match="^DNC: state must be of batch 1, got 4"):
+    with pytest.raises(ValueError, match=r"^DNC: state must be of batch 1, got 4"):
         model(x, model.initial_state(4))
     mixed = model.initial_state(1)._replace(controller=model.initial_state(4).controller)
     with pytest.raises(ValueError, match=r"^DNC: state's controller must have shape \(L, B, C\)"):
         model(x, mixed)
-    with pytest.raises(TypeError, match="^DNC: state must be of type DncNetworkState, got int"):
+    with pytest.raises(TypeError, match=r"^DNC: state must be of type DncNetworkState, got int"):
         model(x, 5)  # type: ignore[arg-type]
 
 

@@ -180,8 +180,8 @@ def test_wrong_calls(arguments: dict[str, Any], error: type[Exception], message:
 
 def test_a_sequence_beyond_the_code_of_the_step() -> None:
     model, tokens = make(positions=4), some_tokens(steps=6)
-    with pytest.raises(ValueError, match="^RTNTM: tokens must end within positions=4 steps, got 6"):
+    with pytest.raises(ValueError, match=r"^RTNTM: tokens must end within positions=4 steps, got 6"):
         model(tokens)
     state = model(tokens[:, :3]).state
-    with pytest.raises(ValueError, match="^RTNTM: tokens must end within positions=4 steps, got 5"):
+    with pytest.raises(ValueError, match=r"^RTNTM: tokens must end within positions=4 steps, got 5"):
         model(tokens[:, 3:5], state)
