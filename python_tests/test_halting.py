@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -240,6 +241,11 @@ def short(x: Tensor, state: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor
     return x[:1], state, torch.ones(len(x))
 
 
+def returning(found: object) -> Callable[..., object]:
+    return lambda x, state, first: found
+
+
+HALF, BOTH = torch.full((4,), 0.5), (STATE, STATE)
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "epsilon": ({"epsilon": 1.0}, ValueError, r"epsilon must be in \[0, 1\), got 1"),
     "epsilon-text": ({"epsilon": "x"}, TypeError, "epsilon must be a number, got str"),
@@ -256,6 +262,26 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "probability": ({"step": wide}, ValueError, r"step's probability must have shape \(A\)"),
     "output": ({"step": short}, ValueError, "step's output must have 4 rows"),
     "backend": ({"backend": "cuda"}, ValueError, "backend must be None or one of"),
+    "inputs-none": ({"inputs": None}, TypeError, "inputs must be a tensor or a tuple of tensors, got None"),
+    "state-none": ({"state": None}, TypeError, "state must be a tensor or a tuple of tensors, got NoneType"),
+    "step": ({"step": 5}, TypeError, "step must be callable, got int"),
+    "step-none": ({"step": returning(None)}, TypeError, r"step must return \(output, .*\), got NoneType"),
+    "step-two": ({"step": returning((X, STATE))}, TypeError, r"step must return \(.*\), got 2 values"),
+    "step-state-none": (
+        {"step": returning((X, None, HALF))},
+        TypeError,
+        "step's state must be a tensor or a tuple of tensors, got NoneType",
+    ),
+    "step-state-one": (
+        {"step": returning((X, STATE, HALF)), "state": BOTH},
+        ValueError,
+        "step's state must be a tuple of 2 as the one given, got a tensor",
+    ),
+    "step-state-count": (
+        {"step": returning((X, (STATE,), HALF)), "state": BOTH},
+        ValueError,
+        "step's state must be a tuple of 2 as the one given, got a tuple of 1",
+    ),
 }
 
 
@@ -265,3 +291,11 @@ def test_bad_arguments(name: str) -> None:
     arguments: dict[str, Any] = {"step": fine, "inputs": X, "state": STATE, **changed}
     with pytest.raises(error, match=f"adaptive_halting: {message}"):
         ops.adaptive_halting(**arguments)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+def test_a_state_comes_back_in_its_form(padded: bool) -> None:
+    mask = torch.tensor([True, False, True, True]) if padded else None
+    for form in (list, tuple):
+        found = ops.adaptive_halting(fine, X, form(BOTH), mask=mask)
+        assert type(found.state) is form and len(found.state) == 2

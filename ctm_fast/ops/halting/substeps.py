@@ -14,7 +14,8 @@ from torch import Tensor
 from ctm_fast.ops import checks
 from ctm_fast.ops.native import compute_dtype
 
-Tensors = Tensor | tuple[Tensor, ...]
+OP = "adaptive_halting"
+Tensors = Tensor | tuple[Tensor, ...] | list[Tensor]
 Step = Callable[[Any, Any, bool], tuple[Any, Any, Tensor]]
 
 
@@ -45,9 +46,13 @@ def take(values: Any, rows: Tensor) -> Any:
     return tuple(value.index_select(0, rows) for value in values)
 
 
-def as_tuple(values: Tensors) -> tuple[Tensor, ...]:
-    """A tensor as a tuple of one."""
-    return (values,) if isinstance(values, Tensor) else tuple(values)
+def as_tuple(name: str, values: object) -> tuple[Any, ...]:
+    """A tensor as a tuple of one, a list as a tuple; ``TypeError`` for anything else."""
+    if isinstance(values, Tensor):
+        return (values,)
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"{OP}: {name} must be a tensor or a tuple of tensors, got {type(values).__name__}")
+    return tuple(values)
 
 
 def run(step: Step, inputs: Tensors, state: Tensors, samples: Tensor, limits: Limits) -> Rows:
@@ -55,8 +60,7 @@ def run(step: Step, inputs: Tensors, state: Tensors, samples: Tensor, limits: Li
     found = Rows([], [], [], [])
     running, live, total = torch.ones_like(samples, dtype=torch.bool), None, None
     for n in range(limits.max_steps):
-        output, state, probability = step(inputs, state, n == 0)
-        _check(as_tuple(output), as_tuple(state), probability, len(samples))
+        output, state, probability = _checked(step(inputs, state, n == 0), state, len(samples))
         _add(found, (output, state, probability, samples), live)
         h = probability.detach().to(compute_dtype(probability.dtype))
         total = h if total is None else total + h
@@ -78,11 +82,25 @@ def _add(found: Rows, values: Sequence[Any], live: Tensor | None) -> None:
         rows.append(value if live is None else take(value, live))
 
 
-def _check(output: tuple[Tensor, ...], state: tuple[Tensor, ...], probability: Tensor, rows: int) -> None:
-    op = "adaptive_halting"
-    checks.floating(op, "step's probability", probability)
-    checks.shape(op, "step's probability", probability, (rows,), "A")
-    for name, value in (*(("output", x) for x in output), *(("state", x) for x in state)):
-        checks.floating(op, f"step's {name}", value)
+def _checked(found: object, before: Tensors, rows: int) -> tuple[Any, Any, Tensor]:
+    """What ``step`` returned, if it is an output, a state like the one before, and a probability."""
+    if not isinstance(found, tuple | list) or len(found) != 3:
+        got = f"{len(found)} values" if isinstance(found, tuple | list) else type(found).__name__
+        raise TypeError(f"{OP}: step must return (output, state, probability), got {got}")
+    output, state, probability = found
+    outputs, states = as_tuple("step's output", output), as_tuple("step's state", state)
+    if isinstance(state, Tensor) != isinstance(before, Tensor) or len(states) != len(
+        as_tuple("state", before)
+    ):
+        raise ValueError(f"{OP}: step's state must be {_form(before)} as the one given, got {_form(state)}")
+    checks.floating(OP, "step's probability", probability)
+    checks.shape(OP, "step's probability", probability, (rows,), "A")
+    for name, value in (*(("output", x) for x in outputs), *(("state", x) for x in states)):
+        checks.floating(OP, f"step's {name}", value)
         if value.shape[:1] != (rows,):
-            raise ValueError(f"{op}: step's {name} must have {rows} rows, got shape {tuple(value.shape)}")
+            raise ValueError(f"{OP}: step's {name} must have {rows} rows, got shape {tuple(value.shape)}")
+    return output, state, probability
+
+
+def _form(values: Tensors) -> str:
+    return "a tensor" if isinstance(values, Tensor) else f"a tuple of {len(values)}"

@@ -64,8 +64,8 @@ def adaptive_halting(
         step: ``step(inputs, state, first) -> (output, state, probability)`` over A <= B rows: output (A, ...) or
             a tuple of such, possibly empty; a state like the given one; probability (A) in [0, 1]. ``first``
             is True at the first substep. It must treat rows independently, and accept none (A = 0).
-        inputs: what stays the same over substeps: a tensor (B, ...), or a tuple of such, possibly empty.
-        state: what to go on from: a tensor (B, ...), or a tuple of such.
+        inputs: what stays the same over substeps: a tensor (B, ...), or a tuple or list of such, possibly empty.
+        state: what to go on from: a tensor (B, ...), or a tuple or list of such.
         epsilon: in [0, 1); above 0 it lets a sample halt after one substep.
         max_steps: limit on the substeps, at least 1.
         mask: bool, False where a sample is padded: it takes no substep. None means no padding.
@@ -77,8 +77,10 @@ def adaptive_halting(
     Raises:
         TypeError, ValueError: "adaptive_halting: argument must ..., got ...".
     """
-    before = as_tuple(state)
-    batch = _check(as_tuple(inputs), before, epsilon, max_steps, mask, backend)
+    if not callable(step):
+        raise TypeError(f"adaptive_halting: step must be callable, got {type(step).__name__}")
+    before, given = as_tuple("state", state), type(state)
+    batch = _check(as_tuple("inputs", inputs), before, epsilon, max_steps, mask, backend)
     checks.flag("adaptive_halting", "compaction", compaction)
     checks.flag("adaptive_halting", "force_halt", force_halt)
     rows = torch.arange(batch, device=before[0].device)
@@ -105,8 +107,10 @@ def adaptive_halting(
 
     after = mean(found.states)
     if mask is not None:
-        kept = tuple(_where(mask, new, old) for new, old in zip(as_tuple(after), before, strict=True))
+        new_state = zip(as_tuple("state", after), before, strict=True)
+        kept = tuple(_where(mask, new, old) for new, old in new_state)
         after = kept[0] if isinstance(state, Tensor) else kept
+    after = list(after) if given is list else after
     return AdaptiveHalting(
         mean(found.outputs), after, ponder, torch.bincount(samples, minlength=batch), weights, samples
     )
