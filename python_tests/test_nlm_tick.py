@@ -123,6 +123,44 @@ def test_one_tensor_may_be_the_pre_activation_of_several_ticks() -> None:
     assert_same(gradients(fast, [first, start], [0, 1]), gradients(plain, [first, start], [0, 1]))
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_one_buffer_may_serve_all_ticks(backend: str) -> None:
+    weights, start, first = draw(dtype=torch.float64)
+    packed = nlm_pack(*weights, backend=backend)
+
+    def ticks(buffer: Tensor | None) -> list[Tensor]:
+        history, found = packed.history(start, B, T), []
+        for t in range(T):
+            s = mix(first.detach(), t)
+            history[t] = s if buffer is None else buffer.copy_(s)
+            found.append(nlm_tick(packed, history, t))
+        return found
+
+    expected = ticks(None)
+    assert_same(ticks(torch.empty_like(first)), expected)
+    leaves = [*weights, start]
+    assert_same(
+        gradients(ticks(torch.empty_like(first)), leaves, [2, 6]), gradients(expected, leaves, [2, 6])
+    )
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_change_after_writing_changes_nothing(backend: str) -> None:
+    weights, start, first = draw(dtype=torch.float64)
+    packed = nlm_pack(*weights, backend=backend)
+
+    def tick(change: bool) -> list[Tensor]:
+        history, s = packed.history(start, B, 1), mix(first, 0)
+        history[0] = s
+        if change:
+            s.mul_(5)
+        return [nlm_tick(packed, history, 0)]
+
+    expected, found = tick(False), tick(True)
+    assert torch.equal(found[0], expected[0])
+    assert_same(gradients(found, [first, *weights], [0]), gradients(expected, [first, *weights], [0]))
+
+
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )  # torch.compile does so itself

@@ -91,7 +91,8 @@ class _Rows:
 class NlmHistory:
     """Pre-activations of all ticks, written once: ``history[t] = s`` before ``nlm_tick`` of tick ``t``.
 
-    Made by :meth:`NlmPack.history`. ``s`` is (B, D), of the dtype and device of the weights. Writing raises
+    Made by :meth:`NlmPack.history`. ``s`` is (B, D), of the dtype and device of the weights; it is copied, so
+    that the caller may write the next tick's numbers over it. Writing raises
     ``IndexError`` for a tick outside [0, T), ``TypeError`` or ``ValueError`` for an unfit ``s``, and
     ``ValueError`` for other numbers in a tick that was computed.
     """
@@ -122,16 +123,13 @@ class NlmHistory:
             raise RuntimeError(
                 "nlm_tick: reentrant checkpointing would lose gradients, use use_reentrant=False"
             )
-        if (
-            t < self.computed
-            and self.rows is not None
-            and not _same_bits(s, self.rows.data[self.packed.memory + t])
-        ):
+        row = None if self.rows is None else self.rows.data[self.packed.memory + t]
+        if t < self.computed and row is not None and not _same_bits(s, row):
             raise ValueError(
                 f"nlm_tick: history[{t}] must be written once, got other values for a computed tick"
             )
         self._grad_mode[t] = torch.is_grad_enabled()
-        self.written[t] = s
+        self.written[t] = s.clone() if row is None else _Write.apply(s, row)
 
     def window(self, t: int) -> Tensor:
         """(B, D, M): what the neurons see at tick ``t``, through autograd; used by the reference backend."""
@@ -206,7 +204,7 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
             "nlm_tick: history must be made inside the compiled function, got one made outside"
         )
     z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
-    del history.written[t]  # the rows hold it from now on
+    del history.written[t]
     return z
 
 
@@ -259,13 +257,25 @@ class _Start(torch.autograd.Function):
         return dpacked, dstart, None
 
 
+class _Write(torch.autograd.Function):
+    """Copies pre-activations into their row; gives a stand-in for them without memory of its own."""
+
+    @staticmethod
+    def forward(_ctx: Any, s: Tensor, row: Tensor) -> Tensor:
+        row.copy_(s)
+        return s.new_empty(()).expand(s.shape)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
 class _Tick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, state: Tensor, s: Tensor, rows: _Rows, t: int) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(packed)
         ctx.rows, ctx.t = rows, t
-        rows.data[rows.memory + t].copy_(s)
         z = torch.empty_like(s, memory_format=torch.contiguous_format)
         autograd.run_forward(rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), z)
         return z, state.new_empty(()).expand(state.shape)
