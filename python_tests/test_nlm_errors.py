@@ -266,3 +266,10 @@ def test_a_computed_tick_keeps_its_numbers() -> None:
     assert torch.equal(nlm_tick(packed, history, 0).isnan(), z.isnan())
     with pytest.raises(ValueError, match=r"nlm_tick: history\[0\] must be written once, got other values"):
         history[0] = first
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_eight_bits_are_refused(dtype: torch.dtype) -> None:
+    weights, _, _ = draw()
+    with pytest.raises(TypeError, match=r"^nlm: history must have 16 to 64 bits per element, got"):
+        ops.nlm(torch.zeros(B, D, weights[0].shape[0]).to(dtype), *weights)

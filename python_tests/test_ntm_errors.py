@@ -70,10 +70,16 @@ def test_bad_input(
         ({"eps": 0.0}, ValueError, "eps must be positive and finite, got 0.0"),
         ({"eps": -1.0}, ValueError, "eps must be positive and finite, got -1.0"),
         ({"eps": float("nan")}, ValueError, "eps must be positive and finite, got nan"),
+        (
+            {"eps": 1e-19, "eps_placement": "norm"},
+            ValueError,
+            "eps must be at least 1e-18 where placed as 'norm'",
+        ),
+        ({"eps": 1e-20, "eps_placement": "clamp"}, ValueError, "eps must be at least 1e-18 .*, got 1e-20"),
         ({"eps": "small"}, TypeError, "eps must be a number, got str"),
         ({"eps_placement": "inside"}, ValueError, r"eps_placement must be one of \('root', .*, got 'inside'"),
     ],
-    ids=["zero", "negative", "nan", "string", "placement"],
+    ids=["zero", "negative", "nan", "norm", "clamp", "string", "placement"],
 )
 def test_bad_eps(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=f"^ntm_address: {text}"):
@@ -111,3 +117,11 @@ def test_layout_of_another_kind() -> None:
 def test_split_refuses_another_size() -> None:
     with pytest.raises(ValueError, match=r"^NtmLayout.split: interface must have .* I = 36, got \(2, 35\)"):
         ONE.split(torch.zeros(2, 35))
+
+
+@pytest.mark.parametrize("placement", ["norm", "clamp"])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_smallest_eps_serves_zeros(placement: str, backend: str) -> None:
+    arguments = {**ADDRESS.inputs(), "memory": Z(2, 7, 5), "key": Z(2, 3, 5)}
+    found = ops.ntm_address(**arguments, eps=1e-18, eps_placement=placement, backend=backend)
+    assert found.isfinite().all()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def is_dense(value: Tensor) -> bool:
     """Whether ``value`` has strides and memory to read: neither sparse nor nested nor of a vendor's layout."""
@@ -61,10 +63,12 @@ def flag(op: str, name: str, value: object) -> None:
 
 
 def floating(op: str, name: str, value: object) -> Tensor:
-    """``value`` as a floating-point tensor, or ``TypeError``."""
+    """``value`` as a floating-point tensor of 16 bits or more, or ``TypeError``."""
     result = tensor(op, name, value)
     if not result.is_floating_point():
         raise TypeError(f"{op}: {name} must be a floating-point tensor, got {result.dtype}")
+    if result.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must have 16 to 64 bits per element, got {result.dtype}")
     return result
 
 

@@ -55,7 +55,8 @@ def ntm_address(
         shift: a distribution over the offsets -(S // 2) to S // 2, S odd, also beyond N.
         gamma: sharpening, at least 1.
         previous: weighting of the step before.
-        eps: positive; keeps the cosine and its gradient finite at zero keys and slots.
+        eps: positive; keeps the cosine and its gradient finite at zero keys and slots. At least 1e-18 for
+            "norm" and "clamp", which divide by its square.
         eps_placement: see above.
         backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
 

@@ -15,6 +15,7 @@ ORDERS = ("write_read", "read_write", "previous_read")
 KEYS = ("linear", "tanh")
 ADDS = ("linear", "tanh", "sigmoid")
 STRENGTHS = ("softplus", "oneplus")
+SMALLEST_FACTOR = 1e-18  # whose square float32 still holds
 EPS_PLACEMENTS = ("root", "root_product", "norm", "product", "clamp", "operands")
 
 
@@ -151,8 +152,12 @@ def check_choice(op: str, name: str, value: object, known: tuple[str, ...]) -> N
 
 
 def check_eps(op: str, eps: float, placement: object) -> None:
-    """Raise unless ``eps`` is a positive finite number and ``placement`` a known one."""
+    """Raise unless ``eps`` is a positive finite number that serves a known ``placement`` in float32."""
     checks.number(op, "eps", eps)
     if not 0.0 < eps < float("inf"):
         raise ValueError(f"{op}: eps must be positive and finite, got {eps}")
     check_choice(op, "eps_placement", placement, EPS_PLACEMENTS)
+    if placement in ("norm", "clamp") and eps < SMALLEST_FACTOR:
+        raise ValueError(
+            f"{op}: eps must be at least {SMALLEST_FACTOR} where placed as {placement!r}, got {eps}"
+        )
