@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,9 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence that a failing command prints."""
-    assert main(Parity, arguments) == 1
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 1) -> str:
+    """The one sentence that a command prints which fails with the exit status ``code``."""
+    assert main(Parity, arguments) == code
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.match(r"\w+: .+ must .+, got .+", error), error
@@ -137,8 +138,21 @@ def test_resume_and_overwrite(trained: Path, tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "run" / "test.csv").read_text() != first
     assert (tmp_path / "run" / "notes.txt").exists()
     assert "be one of --resume and --overwrite" in fails(
-        capsys, "train", *TINY, *out, "--resume", "--overwrite"
+        capsys, "train", *TINY, *out, "--resume", "--overwrite", code=2
     )
+
+
+def test_refused_settings_cost_no_earlier_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    more = ["--out", str(run), "--overwrite", "--neuron-select-type", "first-last", "--n-synch-action", "7"]
+    assert main(Parity, ["train", *TINY, *more]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r".*n_synch_action.*\n", error), error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
@@ -195,6 +209,8 @@ def test_bad_value(capsys: pytest.CaptureFixture[str], option: str, value: str, 
     ("option", "value", "message"),
     [
         ("--lr", "-1", "lr must be positive and finite, got -1.0"),
+        ("--lr", "nan", "lr must be positive and finite, got nan"),
+        ("--batch-size", "0", "batch_size must be at least 1, got 0"),
         ("--heads", "7", "heads must divide d_input=64, got 7"),
         ("--iterations", "0", "iterations must be at least 1, got 0"),
     ],
@@ -202,7 +218,8 @@ def test_bad_value(capsys: pytest.CaptureFixture[str], option: str, value: str, 
 def test_value_out_of_range(
     capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
 ) -> None:
-    assert fails(capsys, "train", "--preset", "quick", option, value) == f"config: {message}\n"
+    found = fails(capsys, "train", "--preset", "quick", option, value, code=2)
+    assert found == f"config: {message}\n"
 
 
 def test_missing_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -236,10 +253,26 @@ def test_damaged_checkpoint(
             "must fit ContinuousThoughtMachine, got no q_proj.bias",
         ),
         (lambda s: s.pop("model_state_dict"), "file must hold a state dict"),
+        (
+            lambda s: s["model_state_dict"].update({"synapses.1.weight": torch.zeros(16, 3)}),
+            "must fit ContinuousThoughtMachine, got other shapes: synapses.1.weight",
+        ),
+        (lambda s: s["args"].__dict__.update(lr=-1.0), "must hold valid settings, got config: lr must be"),
+        (lambda s: s["args"].__dict__.update(heads=5), "must hold valid settings, got config: heads must"),
         (lambda s: s.pop("args"), "checkpoint must hold its settings 'args'"),
         (lambda s: s["args"].__dict__.pop("heads"), "checkpoint must hold the settings heads, got"),
     ],
-    ids=["other-task", "other-size", "missing-key", "no-model", "no-settings", "no-heads"],
+    ids=[
+        "other-task",
+        "other-size",
+        "missing-key",
+        "no-model",
+        "lazy-width",
+        "bad-rate",
+        "bad-heads",
+        "no-settings",
+        "no-heads",
+    ],
 )
 def test_foreign_checkpoint(
     capsys: pytest.CaptureFixture[str], trained: Path, tmp_path: Path, change: Any, message: str

@@ -18,10 +18,10 @@ from torch import nn
 
 from tasks import checkpointing
 from tasks.config import TrainConfig
-from tasks.errors import UserError, require
-from tasks.folders import make_folder, open_run_folder, write_text
+from tasks.errors import SettingsError, UserError, require
+from tasks.folders import clear_run_folder, make_folder, open_run_folder, write_text
 from tasks.pictures import training_curves
-from tasks.setup import cpu_threads, make_accelerator
+from tasks.setup import build_model, cpu_threads, make_accelerator
 from tasks.task import Task
 from tasks.train import Trainer
 
@@ -74,7 +74,7 @@ class Analyse(Evaluate):
 def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) -> int:
     """Run ``train``, ``evaluate`` or ``analyse`` of one experiment; returns the exit status.
 
-    0: done; 1: a folder, a file or the training itself failed, in one sentence; 2: wrong arguments; 130:
+    0: done; 1: a folder, a file or the training itself failed; 2: wrong arguments; both in one sentence; 130:
     interrupted, with the checkpoint kept.
     """
     try:
@@ -93,7 +93,7 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
         accelerator.end_training()
     except UserError as error:
         print(error, file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the checkpoints written so far are kept", file=sys.stderr)
         return INTERRUPTED
@@ -137,6 +137,8 @@ def _train(task: Task[Any], command: Train[Any], folder: Path) -> int:
     if state.is_main_process:
         found = [open_run_folder(folder, command.resume, command.overwrite)]
     trainer = Trainer(task, folder, resume=broadcast_object_list(found)[0])
+    if command.overwrite and state.is_main_process:
+        clear_run_folder(folder)  # only now: settings that the model refuses cost no earlier run
     finished = trainer.fit()
     if not finished:
         print(f"interrupted at step {trainer.step}: {folder / checkpointing.LAST} is kept, see --resume")
@@ -150,10 +152,12 @@ def _load(
     task_class: type[Task[Any]], path: Path, command: Evaluate
 ) -> tuple[Task[Any], nn.Module, Accelerator]:
     state = checkpointing.load(path)
-    config = _saved_config(task_class, state, path)
-    task = task_class(config, command.data_dir)
-    accelerator = make_accelerator(dataclasses.replace(config, cpu=command.cpu))
-    model = task.build_model()
+    try:
+        task = task_class(_saved_config(task_class, state, path), command.data_dir)
+        model = build_model(task)
+    except SettingsError as error:
+        raise UserError(f"load: checkpoint {str(path)!r} must hold valid settings, got {error}") from error
+    accelerator = make_accelerator(dataclasses.replace(task.config, cpu=command.cpu))
     checkpointing.load_model(model, state, path)
     return task, accelerator.unwrap_model(accelerator.prepare(model)).eval(), accelerator
 
@@ -173,8 +177,9 @@ def _saved_config(task_class: type[Task[Any]], state: dict[str, Any], path: Path
 
 def _evaluate(task: Task[Any], model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
     metrics = task.evaluate(model, accelerator) | task.evaluate_beyond(model, accelerator)
+    width = max(map(len, metrics)) + 2
     for name, value in metrics.items():
-        print(f"{name:<34}{value.mean().item():.4f}")
+        print(f"{name:<{width}}{value.mean().item():.4f}")
     path = folder / "evaluation.json"
     write_text(path, json.dumps({name: value.tolist() for name, value in metrics.items()}, indent=1) + "\n")
     print(f"wrote {path}")

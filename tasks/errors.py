@@ -13,11 +13,23 @@ class UserError(Exception):
     Not a ``ValueError``: the command-line parser would wrap that in a message of its own.
     """
 
+    exit_code = 1
+
+
+class SettingsError(UserError):
+    """Settings or options that cannot be, apart or together."""
+
+    exit_code = 2
+
 
 def require(condition: bool, argument: str, must: str, got: object, op: str = "config") -> None:
-    """Raise :class:`UserError` "op: argument must ..., got ..." unless ``condition`` holds."""
+    """Raise :class:`UserError` "op: argument must ..., got ..." unless ``condition`` holds.
+
+    With the ``op`` "config" it is a :class:`SettingsError`.
+    """
     if not condition:
-        raise UserError(f"{op}: {argument} must {must}, got {got!r}")
+        kind = SettingsError if op == "config" else UserError
+        raise kind(f"{op}: {argument} must {must}, got {got!r}")
 
 
 @contextmanager

@@ -23,27 +23,33 @@ def make_folder(folder: Path) -> Path:
 
 
 def open_run_folder(folder: Path, resume: bool, overwrite: bool) -> bool:
-    """Make ``folder`` ready for a run and say whether there is a checkpoint to continue from.
+    """Check that ``folder`` can take a run and say whether there is a checkpoint to continue from.
+
+    What ``overwrite`` removes stays until :func:`clear_run_folder`.
 
     Raises:
         UserError: the folder cannot be written, or holds files and neither ``resume`` nor ``overwrite`` is
             set.
     """
-    require(not (resume and overwrite), "options", "be one of --resume and --overwrite", "both", "out")
+    require(not (resume and overwrite), "options", "be one of --resume and --overwrite", "both")
     make_folder(folder)
     if resume:
         for name in RUN_FILES:
             for unfinished in folder.glob(f".{name}.*.tmp"):  # left by a run that was killed while it wrote
                 unfinished.unlink()
         return (folder / checkpointing.LAST).exists()
-    if overwrite:
-        for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / BOARD, ignore_errors=True)
-    elif any(folder.iterdir()):
+    if not overwrite and any(folder.iterdir()):
         must = "be new or empty unless --resume or --overwrite is given"
         raise UserError(f"out: folder must {must}, got {str(folder)!r}")
     return False
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Remove an earlier run from ``folder`` and leave all other files."""
+    with writing(folder, "out"):
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BOARD, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,11 +34,6 @@ def multistep(t: int, base: float, warmup: int, milestones: Sequence[int], gamma
     """:func:`constant`, multiplied by ``gamma`` once for every milestone reached. Milestones count from step
     0 and lie after the warmup.
     """
-    require(
-        all(m > warmup for m in milestones),
-        "milestones",
-        "lie after the warmup",
-        tuple(milestones),
-        "multistep",
-    )
+    after = all(m > warmup for m in milestones)
+    require(after, "milestones", "lie after the warmup", tuple(milestones))
     return constant(t, base, warmup) * gamma ** sum(m <= t for m in milestones)

@@ -13,8 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import AdamW, Optimizer
 
 from tasks.config import TrainConfig
+from tasks.errors import SettingsError
 from tasks.rmsprop import GravesRMSprop
-from tasks.task import Batch
+from tasks.task import Batch, Task, batch_generator
 
 
 @contextmanager
@@ -36,6 +37,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # With one tick the decay of the action synchronisation has no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu, kwargs_handlers=[unused])
+
+
+def build_model(task: Task[Any]) -> nn.Module:
+    """The model of ``task`` with the sizes of its first batch; ``SettingsError`` for settings it refuses."""
+    seed = task.config.seed
+    try:
+        model = task.build_model()
+        materialise(model, task.batch(0, batch_generator(seed, 0)))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    return model
 
 
 def materialise(model: nn.Module, batch: Batch) -> None:

@@ -25,7 +25,7 @@ from tasks.clipping import QuantileClip
 from tasks.errors import require
 from tasks.interrupt import StopRequest
 from tasks.logs import Meter, RunLog, append_history
-from tasks.setup import make_accelerator, make_optimizer, materialise
+from tasks.setup import build_model, make_accelerator, make_optimizer
 from tasks.task import Batch, Task, batch_generator
 
 KEPT = "the last checkpoint is kept"
@@ -48,8 +48,7 @@ class Trainer:
         self.task, self.config, self.folder = task, task.config, folder
         self.accelerator = make_accelerator(self.config)
         set_seed(self.config.seed)
-        model = task.build_model()
-        materialise(model, task.batch(0, batch_generator(self.config.seed, 0)))
+        model = build_model(task)
         optimizer = make_optimizer(model, self.config, self.accelerator.device)
         self.scheduler = LambdaLR(optimizer, lambda step: self.config.learning_rate(step) / self.config.lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -63,11 +62,16 @@ class Trainer:
         self.meters = {"log": Meter(), "track": Meter()}
         if resume:
             self._restore(checkpointing.load(folder))
-        self.log = RunLog(folder, self.step) if self.accelerator.is_main_process else None
+        self.log: RunLog | None = None
 
     def fit(self) -> bool:
-        """Train up to ``training_iterations``; on Ctrl-C finish the step, save and return False."""
+        """Train up to ``training_iterations``; on Ctrl-C finish the step, save and return False.
+
+        Nothing in the folder is written before.
+        """
         total = self.config.training_iterations
+        if self.accelerator.is_main_process:
+            self.log = RunLog(self.folder, self.step)
         self.model.train()
         if self.step == 0:
             self._save(checkpointing.LAST)
