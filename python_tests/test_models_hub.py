@@ -73,6 +73,30 @@ def test_folder_without_weights(tmp_path):
         FFBaseline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"d_model":', "must be JSON, got a damaged file: "),
+        ("[4]", "must hold a JSON object, got list"),
+        ('{"d_model": 4}', "must hold the arguments of FFBaseline, got none for backbone_type, out_dims"),
+        (None, "must hold the arguments of FFBaseline, got none for d_model, backbone_type, out_dims"),
+    ],
+    ids=["damaged", "list", "missing-keys", "no-file"],
+)
+def test_bad_config(config, message, tmp_path):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=rf"^from_pretrained: .*config\.json {message}"):
+        FFBaseline.from_pretrained(tmp_path)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"from_pretrained: .*nowhere must be a folder or the name of a model"
+    ):
+        FFBaseline.from_pretrained(tmp_path / "nowhere")
+
+
 def test_without_the_hub_the_models_say_how_to_install_it():
     script = (
         "import sys; sys.modules['huggingface_hub'] = None\n"

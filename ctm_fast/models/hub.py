@@ -6,6 +6,9 @@ needs no network.
 
 from __future__ import annotations
 
+import inspect
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -15,7 +18,11 @@ from torch.nn.parameter import is_lazy
 from ctm_fast.checkpoint import load_checkpoint, load_state, write_safetensors
 
 WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 PAPER = "https://arxiv.org/abs/2505.05522"
+
+
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of a model on the hub, with or without its owner
 
 
 def _refuse(what: str) -> NoReturn:
@@ -63,6 +70,30 @@ class HubMixin(_Base, library_name="ctm_fast", paper_url=PAPER, tags=["continuou
         write_safetensors(save_directory / WEIGHTS, self.state_dict())
 
     @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> Self:
+        """A model with saved arguments and weights, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the name of a model on the hub.
+            **options: those of ``huggingface_hub.ModelHubMixin.from_pretrained``, and constructor arguments
+                that replace saved ones.
+
+        Raises:
+            FileNotFoundError: no such folder, or none of its weights.
+            ValueError: ``config.json`` is damaged or lacks arguments, or the weights do not fit.
+        """
+        path = Path(pretrained_model_name_or_path)
+        if (path / CONFIG).is_file():
+            _check_config(path / CONFIG)
+        elif not path.is_dir() and not _NAME.fullmatch(str(pretrained_model_name_or_path)):
+            raise FileNotFoundError(
+                f"from_pretrained: {path} must be a folder or the name of a model on the hub"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
     def _from_pretrained(  # type: ignore[override]
         cls,
         *,
@@ -91,6 +122,11 @@ class HubMixin(_Base, library_name="ctm_fast", paper_url=PAPER, tags=["continuou
                     token=token,
                 )
             )
+        if missing := [name for name in _required(cls) if name not in model_kwargs]:
+            raise ValueError(
+                f"from_pretrained: {Path(model_id) / CONFIG} must hold the arguments of {cls.__name__}, got none "
+                f"for {', '.join(missing)}"
+            )
         model = cls(**model_kwargs)
         assert isinstance(model, nn.Module)
         state, _ = load_checkpoint(path)
@@ -99,3 +135,19 @@ class HubMixin(_Base, library_name="ctm_fast", paper_url=PAPER, tags=["continuou
         else:
             model.load_state_dict(state, strict=False)
         return model.to(map_location).eval()
+
+
+def _check_config(path: Path) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"from_pretrained: {path} must be JSON, got a damaged file: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"from_pretrained: {path} must hold a JSON object, got {type(found).__name__}")
+
+
+def _required(cls: type) -> list[str]:
+    """Names of the constructor arguments that have no default."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    _, *parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return [p.name for p in parameters if p.kind in named and p.default is p.empty]
