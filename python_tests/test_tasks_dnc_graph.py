@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = replace(
     PRESETS["quick"],
     controller_size=8,
-    slots=6,
+    slots=100,
     width=4,
     read_heads=1,
     batch_size=4,
@@ -309,6 +309,7 @@ def test_curriculum_draws_its_lesson_and_sometimes_earlier_ones() -> None:
         ),
         ({"lessons": 15}, r"lessons must be None or lie in \[1, 14\], got 15"),
         ({"curriculum_goal": 0.0}, r"curriculum_goal must lie in \(0, 1\], got 0.0"),
+        ({"slots": 23}, "slots must be at least 24, one for each triple of a mean graph of the last"),
         ({"earlier": 1.0}, r"earlier must lie in \[0, 1\), got 1.0"),
         ({"guidance": 2.0}, r"guidance must lie in \[0, 1\], got 2.0"),
     ],

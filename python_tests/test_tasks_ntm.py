@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+import sys
 
 import pytest
 import torch
 
 from ctm_fast.models import presets as models
 from tasks import checkpointing
+from tasks.adaptive.sort import AdaptiveSort
 from tasks.command import main
+from tasks.dnc_copy.task import DncCopy
 from tasks.errors import UserError
 from tasks.ntm.copy import Copy, CopyConfig
 from tasks.ntm.ngrams import Ngrams, NgramsConfig
@@ -47,7 +50,8 @@ def test_train_evaluate_analyse(task, tmp_path, capsys):
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert {f"{first[1:]}/accuracy", "accuracy", "accuracy_sequence", "bits_per_sequence"} <= found.keys()
     assert task.score in found
-    assert task.score in capsys.readouterr().out
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.split()[0] in found)
+    assert printed == {name: f"{value:.4f}" for name, value in found.items()}
 
 
 def checkpointed(folder, task):
@@ -113,13 +117,27 @@ def test_batches_have_lengths_of_the_range():
     assert {len(targets) for _, targets in batches} == {6}
 
 
-def test_no_evaluation_sequence_is_trained_on():
-    task = Copy(CopyConfig(shortest=20))
-    trained = task.batch(0, batch_generator(EVALUATION_SEED - 1, 0))[1]
-    sets = [next(iter(task.evaluation_batches()))[1], next(iter(task.beyond_batches()["length_50"]))[1][:20]]
-    for held_out in sets:
-        same = (trained[:, :, None] == held_out[:, None]).all(-1).all(0)
-        assert not same.any()
+@pytest.mark.parametrize("task", [Copy, RepeatCopy, DncCopy, AdaptiveSort], ids=lambda task: task.name)
+def test_no_training_seed_draws_an_evaluation_batch(task, monkeypatch):
+    """Every generator of a fixed set has the entropy of EVALUATION_SEED, which no configuration can have."""
+    made = []
+
+    def recorded(seed, step, process=0):
+        made.append((seed, step, process))
+        return batch_generator(seed, step, process)
+
+    for module in {sys.modules[base.__module__] for base in task.__mro__ if base.__module__ != "tasks.task"}:
+        if hasattr(module, "batch_generator"):
+            monkeypatch.setattr(module, "batch_generator", recorded)
+    quick = task(task.presets["quick"])
+    for batches in (quick.evaluation_batches(), *quick.beyond_batches().values()):
+        next(iter(batches))
+    assert made
+    assert {seed for seed, _, _ in made} == {EVALUATION_SEED}
+    with pytest.raises(UserError, match=r"seed must lie in \[0, 2\^32\), got 4294967296"):
+        dataclasses.replace(quick.config, seed=EVALUATION_SEED)
+    states = {batch_generator(*key).initial_seed() for key in {*made, *((0, *key[1:]) for key in made)}}
+    assert len(states) == 2 * len(set(made))
 
 
 @pytest.mark.parametrize(("level", "longest"), [(2, 2), (20, 20)])
@@ -160,6 +178,23 @@ def test_the_end_of_repeat_copy_is_scored(alphabet):
     logits[1, 0] = -10
     logits[1, 0, 3] = 10  # the first sequence says the end too soon
     assert task.answer_loss(logits, targets)[1]["accuracy_end"].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("alphabet", ["bits", "symbols"])
+def test_the_accuracy_of_repeat_copy_is_of_what_is_asked(alphabet):
+    """A free output is no merit: silence is right at half of the bits, and at no symbol."""
+    task = RepeatCopy(RepeatCopyConfig(alphabet=alphabet, bits=50))
+    _, targets = task.make((10, 2), 8, batch_generator(0, 0))
+    silence = torch.full_like(targets, -10.0)
+    accuracy = task.answer_loss(silence, targets)[1]["accuracy"]
+    expected = 1 - targets[:-1, :, :50].mean((0, 2)) if alphabet == "bits" else torch.zeros(8)
+    torch.testing.assert_close(accuracy, expected)
+    right = 20 * targets - 10
+    right[-1, 0] = silence[-1, 0]
+    right[-1, 0, 0] = 10  # the first sequence answers on in place of the end
+    metrics = task.answer_loss(right, targets)[1]
+    assert metrics["accuracy"].tolist() == [1.0] * 8
+    assert metrics["accuracy_end"].tolist() == metrics["accuracy_sequence"].tolist() == [0.0] + [1.0] * 7
 
 
 def test_beside_the_end_of_repeat_copy_no_vector_is_asked_for():
@@ -225,6 +260,17 @@ def test_used_slots(used, expected):
         (lambda: CopyConfig(alphabet="symbols", bits=1), "bits must be at least 2, got 1"),
         (lambda: CopyConfig(clip=-1.0), "clip must be positive or None, got -1.0"),
         (lambda: RecallConfig(fewest=1), "fewest must be at least 2, for one must come after another, got 1"),
+        (lambda: CopyConfig(beyond=(0,)), "beyond must hold lengths from 1 on, got (0,)"),
+        (
+            lambda: RepeatCopyConfig(beyond=((5, 0),)),
+            "beyond must hold lengths and copies from 1 on, got ((5, 0),)",
+        ),
+        (lambda: CopyConfig(curriculum_goal=7.0), "curriculum_goal must lie in [0, 1], got 7.0"),
+        (lambda: RepeatCopyConfig(curriculum_end_goal=-1.0), "curriculum_end_goal must lie in [0, 1], got"),
+        (
+            lambda: CopyConfig(label_smoothing=0.1),
+            "label_smoothing must be 0 with the alphabet bits, got 0.1",
+        ),
         (lambda: RepeatCopyConfig(end_weight=0.0), "end_weight must be positive, got 0.0"),
         (
             lambda: RepeatCopyConfig(curriculum_start=(0, 1)),

@@ -40,5 +40,6 @@ PRESETS: dict[str, BabiConfig] = {
         threads=1,
     ),
     "paper": _PAPER,
+    "paper_en": replace(_PAPER, collection="en"),
     "paper_dnc2": replace(_PAPER, slots=256, width=32, read_heads=8),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -40,6 +41,9 @@ class GraphConfig(DncConfig):
         require_positive(self, "curriculum_every")
         known, used = len(LESSONS[self.question]), self.lessons
         require(used is None or 1 <= used <= known, "lessons", f"be None or lie in [1, {known}]", used)
+        triples = math.ceil(LESSONS[self.question][(used or known) - 1].triples)
+        must = f"be at least {triples}, one for each triple of a mean graph of the last lesson"
+        require(self.slots >= triples, "slots", must, self.slots)
         require(0 < self.curriculum_goal <= 1, "curriculum_goal", "lie in (0, 1]", self.curriculum_goal)
         require(0 <= self.earlier < 1, "earlier", "lie in [0, 1)", self.earlier)
         require(0 <= self.guidance <= 1, "guidance", "lie in [0, 1]", self.guidance)

@@ -22,6 +22,11 @@ class Lesson(NamedTuple):
     path: Range
     queries: int = 1
 
+    @property
+    def triples(self) -> float:
+        """Mean number of a graph's edges, each a triple to remember."""
+        return sum(self.nodes) / 2 * sum(self.degree) / 2
+
 
 def interpolate(first: Lesson, last: Lesson, lessons: int) -> tuple[Lesson, ...]:
     """``lessons`` steps from ``first`` to ``last``, every bound moving evenly and rounded."""

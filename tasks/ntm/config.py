@@ -114,6 +114,9 @@ class VectorConfig(NtmConfig):
         least = 2 if self.alphabet == "symbols" else 1
         require(self.bits >= least, "bits", f"be at least {least}", self.bits)
         require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
+        smooth = self.alphabet == "symbols" or not self.label_smoothing
+        require(smooth, "label_smoothing", "be 0 with the alphabet bits", self.label_smoothing)
+        require(0 <= self.curriculum_goal <= 1, "curriculum_goal", "lie in [0, 1]", self.curriculum_goal)
         require(self.entropy_weight >= 0, "entropy_weight", "not be negative", self.entropy_weight)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tasks.config import require_positive
 from tasks.curriculum import Curriculum, levels_up_to
+from tasks.errors import require
 from tasks.ntm import data
 from tasks.ntm.config import COLLIER, PAPER, QUICK, VectorConfig, model_fields, require_range
 from tasks.ntm.task import Difficulty, VectorTask
@@ -37,6 +38,7 @@ class CopyConfig(VectorConfig):
         require_range(self, "shortest", "longest")
         require_range(self, "curriculum_start", "longest")
         require_positive(self, "curriculum_step")
+        require(min(self.beyond, default=1) >= 1, "beyond", "hold lengths from 1 on", self.beyond)
         self.require_slots(max(self.longest, *self.beyond, 1), "vector of the longest sequence")
 
 

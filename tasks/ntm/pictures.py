@@ -95,12 +95,13 @@ def _weightings(
     above.suptitle(f"{title}: {wrong} of {targets.numel()} outputs wrong (dashed: the answer begins)")
     grids = below.subplots((len(heads) + 1) // 2, 2, squeeze=False)
     for axes, (name, weights) in zip(grids.flat, heads, strict=False):
-        show_image(axes, weights[:, slots].T.numpy(), 0.0, 1.0, "magma")
+        image = show_image(axes, weights[:, slots].T.numpy(), 0.0, 1.0, "magma")
         _label_slots(axes, slots)
         axes.set(title=f"{name} weighting", xlabel="step")
         axes.axvline(steps - answer + 0.5, color="tab:cyan", ls="--", lw=1.2)
     for axes in grids.flat[len(heads) :]:
         axes.set_axis_off()
+    below.colorbar(image, ax=list(grids.flat), label="weight", pad=0.01)
     return figure
 
 
@@ -120,9 +121,10 @@ def _memory(memory: Tensor, given: int, slots: Slots, title: str) -> Figure:
 
 
 def _label_slots(axes: Axes, slots: Slots) -> None:
+    """The numbers of the slots, from 1, at some of the rows."""
     every = max(1, len(slots) // 6)
     rows = np.arange(0, len(slots), every)
-    axes.set_yticks(rows + 1, [str(slots[row]) for row in rows])
+    axes.set_yticks(rows + 1, [str(slots[row] + 1) for row in rows])
     axes.set_ylabel("slot")
 
 

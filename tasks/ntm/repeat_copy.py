@@ -48,6 +48,10 @@ class RepeatCopyConfig(VectorConfig):
         require(self.end_weight > 0, "end_weight", "be positive", self.end_weight)
         least = min(self.curriculum_start)
         require(least >= 1, "curriculum_start", "be at least 1", self.curriculum_start)
+        goal = self.curriculum_end_goal
+        require(0 <= goal <= 1, "curriculum_end_goal", "lie in [0, 1]", goal)
+        fits = all(min(pair) >= 1 for pair in self.beyond)
+        require(fits, "beyond", "hold lengths and copies from 1 on", self.beyond)
         longest = max(self.longest, self.curriculum_start[0], *(length for length, _ in self.beyond))
         self.require_slots(longest, "vector of the longest sequence")
 
@@ -61,7 +65,7 @@ PRESETS = {
         beyond=((5, 8), (5, 10), (10, 5)),
         curriculum=True,
         curriculum_start=(5, 1),
-        curriculum_goal=0.97,
+        curriculum_goal=0.96,
         curriculum_every=50,
         end_weight=0.3,
     ),
@@ -129,9 +133,11 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
         return {f"length_{length}_copies_{copies}": (length, copies) for length, copies in self.config.beyond}
 
     def answer_loss(self, logits: Tensor, targets: Tensor, *others: Tensor) -> tuple[Tensor, Metrics]:
+        """``accuracy`` is of the vectors alone, ``accuracy_end`` of the end, ``accuracy_sequence`` of both."""
         end = self.config.bits
         if self.config.alphabet == "symbols":
             loss, metrics = super().answer_loss(logits, targets)
+            right = logits[:-1].argmax(-1) == targets[:-1].argmax(-1)
             said = logits.argmax(-1) == end
         else:
             silent = torch.full_like(logits[-1:, :, :end], SILENT)  # beside the end no vector is asked for
@@ -140,6 +146,7 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
             weights = logits.new_ones(end + 1)
             weights[end] = self.config.end_weight
             loss, metrics = scores.bits(logits, targets, weights)
+            right = ((logits > 0) == (targets > 0.5))[:-1, :, :end].transpose(1, 2).flatten(0, 1)
             said = logits[..., end] > 0
         in_time = (said == (targets[..., end] > 0.5)).all(0)
-        return loss, {**metrics, "accuracy_end": in_time.float()}
+        return loss, {**metrics, "accuracy": right.float().mean(0), "accuracy_end": in_time.float()}
