@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,8 +133,11 @@ def write_safetensors(path: PathLike, state: Mapping[str, Tensor]) -> None:
 def _read_torch(path: Path, allow_pickle: bool) -> Any:
     expected = f"load_checkpoint: file must be a whole PyTorch checkpoint, got {str(path)!r}"
     with path.open("rb") as file:
-        if not file.read(4).startswith(_BEGINNINGS):
-            raise ValueError(f"{expected}, which is neither a zip archive nor a pickle")
+        beginning = file.read(4)
+    if not beginning.startswith(_BEGINNINGS):
+        raise ValueError(f"{expected}, which is neither a zip archive nor a pickle")
+    if beginning == _BEGINNINGS[0] and not zipfile.is_zipfile(path):
+        raise ValueError(f"{expected}, which is damaged or cut short")
     try:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)

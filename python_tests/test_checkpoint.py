@@ -80,6 +80,7 @@ def test_safetensors_with_a_shared_tensor(tmp_path):
 DAMAGED = {
     "empty.pt": (lambda whole: b"", "PyTorch checkpoint"),
     "truncated.pt": (lambda whole: whole[: len(whole) // 2], "PyTorch checkpoint"),
+    "last_bytes.pt": (lambda whole: whole[:-30], "PyTorch checkpoint"),
     "text.pt": (lambda whole: b"not a checkpoint\n", "PyTorch checkpoint"),
     "settings.json": (lambda whole: b'{"d_model": 3}\n', "PyTorch checkpoint"),
     "losses.csv": (lambda whole: b"step,loss\n1,0.5\n", "PyTorch checkpoint"),
@@ -104,6 +105,8 @@ def test_damaged_file(model, name, tmp_path):
     with pytest.raises(ValueError, match=expected) as raised:
         checkpoint.load_checkpoint(path)
     assert "weights_only" not in str(raised.value)
+    if name in ("truncated.pt", "last_bytes.pt", "archive.pt"):
+        assert str(raised.value).endswith(", which is damaged or cut short")
 
 
 @pytest.mark.parametrize("what", ["missing.pt", "."], ids=["missing", "folder"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ctm_fast.models.adaptive import AdaptiveOutput
 from tasks import checkpointing
-from tasks.adaptive.addition import AdaptiveAddition
+from tasks.adaptive.addition import END, AdaptiveAddition
 from tasks.adaptive.config import AdaptiveConfig
 from tasks.adaptive.logic import AdaptiveLogic
 from tasks.adaptive.parity import AdaptiveParity
@@ -120,20 +120,21 @@ def test_loss_and_metrics_against_a_loop(name: str, reduction: str) -> None:
     loss, metrics = task.loss(Answers(output, ponder, cost), batch)
     total, asked = 0.0, 0
     for b in range(size):
-        wrong = answers = 0
+        wrong = counted = missed = 0
         for t, a in (targets[:, b] >= 0).nonzero().tolist():
             target = targets[t, b, a]
             if task.classes == 2:
                 total += F.binary_cross_entropy_with_logits(output[t, b, 0], target.float()).item()
-                wrong += int((output[t, b, 0] > 0) != target)
+                miss = int((output[t, b, 0] > 0) != target)
             else:
                 logits = output[t, b].view(task.answers, task.classes)[a]
                 total += F.cross_entropy(logits, target).item()
-                wrong += int(logits.argmax() != target)
-            answers += 1
-        asked += answers
+                miss = int(logits.argmax() != target)
+            wrong, asked = wrong + miss, asked + 1
+            if target != END:
+                counted, missed = counted + 1, missed + miss
         assert metrics["sequence_error"][b] == (wrong > 0) == 1 - metrics["accuracy_sequence"][b]
-        assert metrics["answer_error"][b].item() == pytest.approx(wrong / max(answers, 1))
+        assert metrics["answer_error"][b].item() == pytest.approx(missed / max(counted, 1))
         assert metrics["ponder"][b].item() == pytest.approx((ponder[:, b].sum() / mask[:, b].sum()).item())
     expected = total / (size if reduction == "sum" else asked)
     assert metrics["task_loss"].item() == pytest.approx(expected, rel=1e-5)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 
-from tasks import checkpointing
+from tasks import checkpointing, pictures
 from tasks.config import TrainConfig
 from tasks.curriculum import Curriculum
 from tasks.errors import UserError
@@ -199,6 +200,19 @@ def test_training_curves_show_what_was_logged(tmp_path: Path) -> None:
     assert np.ptp(imread(path)) > 0.5
     assert training_curves(tmp_path / "elsewhere", ("near",), tmp_path / "none.png") == []
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(("points", "marker"), [(1, "o"), (30, "None")], ids=["short", "long"])
+def test_points_of_a_short_training_curve_show(
+    points: int, marker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single point has no line."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure) or path)
+    rows = "".join(f"{step},0.5\n" for step in range(points))
+    (tmp_path / "train.csv").write_text(f"iteration,near\n{rows}")
+    training_curves(tmp_path, ("near",), tmp_path / "training.png")
+    assert [line.get_marker() for line in figures[0].axes[0].lines] == [marker]
 
 
 def test_batch_depends_on_step_and_level_only() -> None:

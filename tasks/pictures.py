@@ -16,6 +16,9 @@ from tasks.errors import writing
 
 Array = NDArray[np.floating]
 
+FEW = 20
+"""Points of a curve up to which each has a marker: a single one has no line."""
+
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write ``figure`` to ``path``; the ending decides the format."""
@@ -81,7 +84,10 @@ def training_curves(run: Path, metrics: Sequence[str], path: Path) -> list[Path]
         for log, columns in logs.items():
             if name in columns:
                 label = "training" if log == "train" else "evaluation"
-                axes.plot(columns["iteration"], columns[name], lw=1.2, label=label)
+                few = len(columns[name]) <= FEW
+                axes.plot(
+                    columns["iteration"], columns[name], "o-" if few else "-", lw=1.2, ms=4, label=label
+                )
         axes.set(xlabel="step", title=name.replace("_", " "))
         axes.legend(fontsize=8)
     return [save_figure(figure, path)]

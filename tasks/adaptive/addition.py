@@ -119,6 +119,10 @@ class AdaptiveAddition(AdaptiveTask[AdditionConfig]):
     def digit_classes(self) -> int:
         return self.classes if self.config.mix_probabilities else 0
 
+    def counted(self, targets: Tensor) -> Tensor:
+        """The digits of the sums, not the ends that fill the other places."""
+        return super().counted(targets) & (targets != END)
+
     def levels(self) -> range:
         return range(max(2, self.config.shortest), self.config.longest + 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from tasks.adaptive.task import AdaptiveTask
 
 Indices = NDArray[np.integer]
+
+STYLES: tuple[dict[str, Any], ...] = (
+    {"lw": 4.0, "ms": 8.0, "alpha": 0.5},
+    {"lw": 2.0, "ms": 5.0},
+    {"lw": 0.8, "ms": 2.5},
+)
+"""Of the sets in turn, the widest below: curves that coincide all show."""
 
 
 class Inputs(NamedTuple):
@@ -78,16 +86,16 @@ def _histogram(axes: Axes, sets: dict[str, Inputs]) -> None:
 
 def _pair(axes: Any, sets: dict[str, Inputs], against: str, label: str) -> None:
     """Ponder (mean, and the band from 10 to 90 %) and error against a field of :class:`Inputs`."""
-    for name, inputs in sets.items():
+    for (name, inputs), style in zip(sets.items(), cycle(STYLES), strict=False):
         groups = getattr(inputs, against)
         values = np.unique(groups)
         parts = [inputs.ponder[groups == value] for value in values]
-        [line] = axes[0].plot(values, [part.mean() for part in parts], marker="o", ms=3, label=name)
+        [line] = axes[0].plot(values, [part.mean() for part in parts], marker="o", label=name, **style)
         low, high = np.array([np.percentile(part, (10, 90)) for part in parts]).T
         axes[0].fill_between(values, low, high, color=line.get_color(), alpha=0.15, lw=0)
         asked = [(value, wrong) for value in values if len(wrong := _asked(inputs, groups == value))]
         errors = [100 * wrong.mean() for _, wrong in asked]
-        axes[1].plot([value for value, _ in asked], errors, marker="o", ms=3, label=name)
+        axes[1].plot([value for value, _ in asked], errors, marker="o", label=name, **style)
     axes[0].set_ylabel("ponder: mean, 10 to 90 %")
     axes[1].set_ylabel("inputs answered wrongly, %")
     for panel in axes:
@@ -102,13 +110,13 @@ def _asked(inputs: Inputs, chosen: Array) -> Array:
 
 def _against_each_other(axes: Axes, sets: dict[str, Inputs]) -> None:
     """Error of the inputs by how long the model pondered them, in tenths of all."""
-    for name, inputs in sets.items():
+    for (name, inputs), style in zip(sets.items(), cycle(STYLES), strict=False):
         keep = ~np.isnan(inputs.wrong)
         order = np.argsort(inputs.ponder[keep])
         tenths = [part for part in np.array_split(order, 10) if len(part)]
         ponder = [inputs.ponder[keep][part].mean() for part in tenths]
         wrong = [100 * inputs.wrong[keep][part].mean() for part in tenths]
-        axes.plot(ponder, wrong, marker="o", ms=3, label=name)
+        axes.plot(ponder, wrong, marker="o", label=name, **style)
     axes.set(
         xlabel="ponder, mean of each tenth of the inputs", ylabel="inputs answered wrongly, %", ylim=(0, None)
     )

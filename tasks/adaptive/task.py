@@ -61,6 +61,10 @@ class AdaptiveTask(Task[Config]):
         """What draws sequences that are harder than all trained ones, by name."""
         return {}
 
+    def counted(self, targets: Tensor) -> Tensor:
+        """Which answers (T, B, A) the metric ``answer_error`` is a share of."""
+        return targets != UNASKED
+
     def make_curriculum(self) -> Curriculum | None:
         goal, every = self.config.curriculum_goal, self.config.curriculum_every
         if goal is None:
@@ -102,15 +106,17 @@ class AdaptiveTask(Task[Config]):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         found, targets = self.answer(model, batch), batch[1]
-        asked, inputs = (targets != UNASKED).sum((0, 2)), batch[2].sum(0)
+        counted, inputs = self.counted(targets), batch[2].sum(0)
         losses = F.cross_entropy(found.logits.movedim(-1, 1), targets, ignore_index=UNASKED, reduction="none")
-        answers = len(targets[0]) if self.config.reduction == "sum" else asked.sum().clamp(min=1)
+        answers = (
+            len(targets[0]) if self.config.reduction == "sum" else (targets != UNASKED).sum().clamp(min=1)
+        )
         task_loss, wrong = losses.sum() / answers, found.wrong.sum((0, 2))
         return task_loss + self.config.time_penalty * found.cost, {
             "task_loss": task_loss,
             "accuracy_sequence": (wrong == 0).float(),
             "sequence_error": (wrong > 0).float(),
-            "answer_error": wrong / asked.clamp(min=1),
+            "answer_error": (found.wrong & counted).sum((0, 2)) / counted.sum((0, 2)).clamp(min=1),
             "ponder": found.ponder.sum(0) / inputs,
             "steps": found.steps.sum(0) / inputs,
         }
