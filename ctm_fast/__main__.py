@@ -46,7 +46,7 @@ def _simd(core: Any) -> dict[str, Any]:
     if core is None:
         return {"level": "none", "levels": [], "reason": "no extension"}
     level, levels, cap = core.simd_level(), core.simd_levels(), os.environ.get("CTM_FAST_SIMD")
-    if cap is None:
+    if not cap:
         reason = "the highest level compiled in that this processor has"
     elif cap in levels:
         reason = f"CTM_FAST_SIMD={cap} allows no higher"
@@ -148,7 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     report = gather()
     as_json = parser.parse_args(arguments).json
-    print(json.dumps(report, indent=2) if as_json else render(report))
+    try:
+        print(json.dumps(report, indent=2) if as_json else render(report), flush=True)
+    except BrokenPipeError:  # the reader has seen enough; the interpreter flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

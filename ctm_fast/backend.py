@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("reference", "native", "triton")
 OPS = ("dnc", "halting", "nlm", "ntm", "sync")
+SIMD_LEVELS = ("baseline", "avx2", "avx512")
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
 

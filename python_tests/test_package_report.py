@@ -76,6 +76,32 @@ def test_unknown_simd_cap_is_named() -> None:
     assert "mmx" in simd["reason"]
 
 
+def test_an_empty_simd_cap_is_none() -> None:
+    simd = run("-m", "ctm_fast", "--json", CTM_FAST_SIMD="")["simd"]
+    assert simd["reason"] == "the highest level compiled in that this processor has"
+
+
+@pytest.mark.parametrize("cap", ["mmx", "", "baseline"])
+def test_an_unknown_simd_cap_warns_where_the_kernels_are_imported(cap: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import ctm_fast.ops"],
+        env={**os.environ, "CTM_FAST_SIMD": cap}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ("CTM_FAST_SIMD must be one of ('baseline', 'avx2', 'avx512'), got 'mmx'" in found.stderr) == (
+        cap == "mmx"
+    )
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        found = subprocess.run(
+            [sys.executable, "-m", "ctm_fast"], stdout=closed, stderr=subprocess.PIPE, check=True
+        )
+    assert found.stderr == b""
+
+
 def test_two_openmp_runtimes_are_said() -> None:
     report = {**gather(), "openmp": ["/a/libgomp.so.1", "/b/libgomp-a34b3233.so.1"]}
     assert "2 are loaded" in render(report)

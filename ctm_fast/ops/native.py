@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctm_fast.backend import native_reason
+from ctm_fast.backend import SIMD_LEVELS, native_reason
 
 try:
     from ctm_fast import _C
 except ImportError:
     _C = None  # type: ignore[assignment]  # no native op is chosen
     warnings.warn(f"ctm_fast runs on plain PyTorch, many times slower: {native_reason()}", stacklevel=2)
+
+_cap = os.environ.get("CTM_FAST_SIMD")
+if _cap and _cap not in SIMD_LEVELS:
+    warnings.warn(f"CTM_FAST_SIMD must be one of {SIMD_LEVELS}, got {_cap!r}, which is ignored", stacklevel=2)
 
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 NO_DROPOUT = (0.0, 0, 0)
