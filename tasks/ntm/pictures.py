@@ -91,8 +91,7 @@ def _weightings(
         show_image(axes, values.T.numpy(), 0.0, 1.0, "Greys")
         axes.set(ylabel=name, yticks=[])
         axes.axvline(steps - answer + 0.5, color="tab:cyan", ls="--", lw=1.2)
-    wrong = int(((found > 0.5) != (targets > 0.5)).sum())
-    above.suptitle(f"{title}: {wrong} of {targets.numel()} outputs wrong (dashed: the answer begins)")
+    above.suptitle(f"{title} (dashed: the answer begins)")
     grids = below.subplots((len(heads) + 1) // 2, 2, squeeze=False)
     for axes, (name, weights) in zip(grids.flat, heads, strict=False):
         image = show_image(axes, weights[:, slots].T.numpy(), 0.0, 1.0, "magma")
