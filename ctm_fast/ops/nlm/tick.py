@@ -129,7 +129,7 @@ class NlmHistory:
                 f"nlm_tick: history[{t}] must be written once, got other values for a computed tick"
             )
         self._grad_mode[t] = torch.is_grad_enabled()
-        self.written[t] = s.clone() if row is None else _Write.apply(s, row)
+        self.written[t] = s.clone() if row is None else _write(s, row)
 
     def window(self, t: int) -> Tensor:
         """(B, D, M): what the neurons see at tick ``t``, through autograd; used by the reference backend."""
@@ -203,8 +203,28 @@ def nlm_tick(packed: NlmPack, history: NlmHistory, t: int) -> Tensor:
         raise RuntimeError(
             "nlm_tick: history must be made inside the compiled function, got one made outside"
         )
-    z, history.states[t + 1] = _Tick.apply(packed.packed, history.states[t], s, history.rows, t)
+    z, history.states[t + 1] = _tick(packed.packed, history.states[t], s, history.rows, t)
     del history.written[t]
+    return z
+
+
+def _write(s: Tensor, row: Tensor) -> Tensor:
+    """Copy pre-activations into their row; what stands for them in the autograd graph."""
+    if torch.is_grad_enabled() and s.requires_grad:
+        return _Write.apply(s, row)
+    row.copy_(s)
+    return s
+
+
+def _tick(packed: Any, state: Tensor, s: Tensor, rows: _Rows, t: int) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and (state.requires_grad or s.requires_grad or packed.requires_grad):
+        return _Tick.apply(packed, state, s, rows, t)
+    return _post_activations(packed, s, rows, t), state.detach()
+
+
+def _post_activations(packed: Tensor, s: Tensor, rows: _Rows, t: int) -> Tensor:
+    z = torch.empty_like(s, memory_format=torch.contiguous_format)
+    autograd.run_forward(rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), z)
     return z
 
 
@@ -276,9 +296,7 @@ class _Tick(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(packed)
         ctx.rows, ctx.t = rows, t
-        z = torch.empty_like(s, memory_format=torch.contiguous_format)
-        autograd.run_forward(rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), z)
-        return z, state.new_empty(()).expand(state.shape)
+        return _post_activations(packed, s, rows, t), state.new_empty(()).expand(state.shape)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
