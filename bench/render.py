@@ -114,17 +114,12 @@ def machine_line(machine: Json) -> str:
     return f"{hardware}, {versions}"
 
 
-def is_model(row: Json) -> bool:
-    """Whether a row is of a whole model rather than an op."""
-    return str(row["kind"]).startswith(("train", "infer"))
-
-
 def markdown(results: Json) -> str:
     """The table of the README: models with a target on one thread, all else folded, then how to read it."""
     rows = results["rows"]
     one = [row for row in rows if row["threads"] == 1]
     aimed = [row for row in one if any(row["targets"].values())]
-    models = [row for row in aimed if is_model(row)]
+    models = [row for row in aimed if row["kind"].startswith(("train", "infer"))]
     ops = [row for row in aimed if row not in models]
     parts = [machine_line(results["machine"]) + "; one thread.", _table(models)]
     marks = ", ".join(targets(row) for row in ops)

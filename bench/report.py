@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ def put_table(readme: str, table: str) -> str:
 
 def _panels(rows: Sequence[Json]) -> list[tuple[str, list[Json]]]:
     """Rows by title of their panel."""
-    titles: dict[str, Callable[[str], bool]] = {
-        "neuron-level models, synchronisation": lambda kind: kind.startswith(("nlm-", "sync")),
-        "memories": lambda kind: kind.startswith(("ntm-", "dnc-")),
-        "training of models": lambda kind: kind.startswith("train"),
-        "inference of models": lambda kind: kind.startswith("infer"),
+    prefixes = {
+        "neuron-level models, synchronisation": ("nlm-", "sync"),
+        "memories": ("ntm-", "dnc-"),
+        "training of models": "train",
+        "inference of models": "infer",
     }
-    found = [(title, [row for row in rows if holds(row["kind"])]) for title, holds in titles.items()]
+    found = [(title, [row for row in rows if row["kind"].startswith(p)]) for title, p in prefixes.items()]
     named = [row["name"] for _, part in found for row in part]
     rest = [row for row in rows if row["name"] not in named]
     return [(title, part) for title, part in (*found, ("other", rest)) if part]
