@@ -86,7 +86,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
     The model is unchanged if anything does not match.
     """
-    differences = _differences(model.state_dict(keep_vars=True), state)
+    differences = _differences(model.state_dict(keep_vars=True), state) or _problems(model, state)
     if differences:
         found = "; ".join(differences)
         raise ValueError(f"load_into: {source!r} must fit {type(model).__name__}, got {found}")
@@ -221,6 +221,16 @@ def _differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
     if shapes:
         found.append(f"other shapes: {_some(shapes)}")
     return found
+
+
+def _problems(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What the modules of ``model`` that look at the values of ``state`` find wrong with them, in words."""
+    modules = [(name, module) for name, module in model.named_modules() if hasattr(module, "state_problems")]
+    return [
+        problem
+        for name, module in modules
+        for problem in module.state_problems(state, f"{name}." if name else "")
+    ]
 
 
 def _some(names: Any) -> str:

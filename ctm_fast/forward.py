@@ -21,7 +21,7 @@ from ctm_fast import backend
 from ctm_fast.loop.plan import parts_of, why_called
 from ctm_fast.loop.run import Parts, States, run_ticks
 from ctm_fast.nn.certainty import CertaintyOverTicks
-from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_
+from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_, is_exporting
 from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.sync import sync
 
@@ -32,7 +32,6 @@ _CONTAINED = frozenset((
     "clamped_decay", "embed_question", "tick_input", "see", "total_ticks", "window_weights",
 ))  # fmt: skip
 _TICKS = ("synapses", "trace_processor", "q_proj", "output_projector", "energy_head")
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
 _materialised: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -87,7 +86,7 @@ def takes_published(model: Any) -> bool:
     On the reference backend, while ``torch.jit.trace`` or ``torch.export`` reads it, and while lazy parts wait for
     their first call.
     """
-    return backend.selected() == "reference" or torch.jit.is_tracing() or _is_exporting() or is_lazy(model)
+    return backend.selected() == "reference" or torch.jit.is_tracing() or is_exporting() or is_lazy(model)
 
 
 def is_lazy(model: Any) -> bool:

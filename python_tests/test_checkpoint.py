@@ -1,15 +1,18 @@
 """Checkpoints: the published dict forms, safe reading, clear errors, whole writes."""
 
 import argparse
+import copy
 import random
 import re
 
 import numpy as np
 import pytest
 import torch
+from small_ctm import build, signs
 from torch import nn
 
 from ctm_fast import checkpoint
+from ctm_fast.nn import Synchronisation
 
 
 @pytest.fixture
@@ -164,3 +167,26 @@ def test_failed_write_leaves_the_old_file(model, tmp_path):
 def test_write_into_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"save: folder .* must exist"):
         checkpoint.save_checkpoint(tmp_path / "none" / "a.pt", {})
+
+
+@pytest.mark.parametrize(
+    ("indices", "found"),
+    [
+        (torch.tensor([0, 1, 2, 20, 3]), "from 0 to 20, not in [0, 20)"),
+        (torch.tensor([0, 1, -1, 2, 3]), "from -1 to 3, not in [0, 20)"),
+        (torch.rand(5), "of torch.float32, not integers"),
+    ],
+    ids=["too-large", "negative", "float"],
+)
+def test_wiring_of_neurons_that_are_not_there(indices, found, tmp_path):
+    model = nn.Sequential(build(), Synchronisation(20, 5))
+    model[0](signs())
+    before = copy.deepcopy(model.state_dict())
+    for key in ("0.out_neuron_indices_left", "1.neuron_indices_right"):
+        torch.save({**before, key: indices}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=re.escape(f"got {key} {found}")):
+            checkpoint.load_into(model, tmp_path / "a.pt")
+        with pytest.raises(RuntimeError, match=re.escape(f"{key} {found}")):
+            copy.deepcopy(model).load_state_dict({**before, key: indices})
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())

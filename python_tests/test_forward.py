@@ -358,6 +358,17 @@ def test_traced_models_run_the_published_forward():
     torch.testing.assert_close(traced(*inputs), model(*inputs))
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute self.kv_features was assigned during export")
+@pytest.mark.parametrize("name", ["base", "base-unet", "sort", "rl"])
+def test_exported_models_run_the_published_forward_with_bounded_decays(name):
+    model, inputs = CASES[name](2)
+    model.eval()(*inputs)
+    model.decay_params_out.data[:2] = torch.tensor([-3.0, 40.0])
+    exported = torch.export.export(model, inputs, strict=False).module()
+    assert model.decay_params_out[1] == 40
+    assert_close(tensors(exported(*inputs)), tensors(model(*inputs)), 1e-5)
+
+
 @pytest.mark.parametrize("name", ["base", "base-unet", "sort"])
 def test_a_loaded_model_says_nothing_and_runs_natively(name, caplog, monkeypatch):
     model, inputs = CASES[name](2)

@@ -20,6 +20,8 @@ from tasks.dnc_babi.data import (
     make_vocabulary,
     parse,
     read_task,
+    rename,
+    word_groups,
 )
 from tasks.dnc_babi.presets import PRESETS
 from tasks.dnc_babi.task import DncBabi
@@ -168,6 +170,41 @@ def test_hidden_words_leave_the_dashes(folder: Path) -> None:
     assert 0 < shown.sum() < 0.6 * 40 * len(shown)
 
 
+def test_renamed_stories_exchange_people_and_places_only(folder: Path) -> None:
+    task = DncBabi(replace(TINY, questions=(1,), renaming=True, batch_size=40), folder)
+    words = list(task.vocabulary)
+    people, places = {"mary", "fred", "daniel", "john", "sandra", "julie"}, {"bathroom", "garden"}
+    told = Stories(*task.batch(0, batch_generator(0, 0)))
+    plain = Stories(
+        *DncBabi(replace(TINY, questions=(1,), batch_size=40), folder).batch(0, batch_generator(0, 0))
+    )
+    assert torch.equal(told.dashes, plain.dashes)
+    assert torch.equal(told.inputs.sum(2), plain.inputs.sum(2))
+    seen = set()
+    for story in told.inputs.unbind(1):
+        text = [words[i] for i in story[story.sum(1) > 0].argmax(1).tolist()]
+        seen.add(" ".join(text))
+        sense = ["who" if w in people else "where" if w in places else w for w in text]
+        assert " ".join(sense[:5]) in ("who moved to the where", "who went back to the")
+    assert len(seen) > 10
+    assert all(words[i] in places | {"nothing", "milk"} for i in told.answers.tolist())
+
+
+def test_renaming_is_consistent_within_a_story() -> None:
+    first, _ = parse(TEXT)
+    vocabulary = make_vocabulary(parse(TEXT))
+    names = torch.arange(len(vocabulary))
+    people, places = word_groups(vocabulary)
+    assert len(people) == 4 and len(places) == 2
+    names[people], names[places] = people.roll(1), places.roll(1)
+    renamed = rename(encode(first, vocabulary), names)
+    words = sorted(vocabulary)
+    assert " ".join(words[i] for i in renamed.words.tolist()) == (
+        "john moved to the garden . daniel took the milk there . where is john ? -"
+    )
+    assert [words[i] for i in renamed.answers.tolist()] == ["garden"]
+
+
 def test_long_stories_are_left_out_of_training_only(folder: Path) -> None:
     task = DncBabi(replace(TINY, longest=18), folder)
     trained, _ = task._split
@@ -257,6 +294,7 @@ def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
         ({"curriculum_goal": 1.1}, r"curriculum_goal must lie in \(0, 1\], got 1.1"),
         ({"curriculum_every": 0}, "curriculum_every must be at least 1, got 0"),
         ({"word_dropout": 1.0}, r"word_dropout must lie in \[0, 1\), got 1.0"),
+        ({"renaming": True, "questions": (20,)}, "renaming must be off with task 20, .*, got True"),
         ({"sparse": 7}, r"sparse must be None or lie in \[1, slots=6\], got 7"),
         ({"bypass_dropout": 1.0}, r"bypass_dropout must lie in \[0, 1\), got 1.0"),
         ({"clip": 0.0}, "clip must be positive or None, got 0.0"),

@@ -20,6 +20,7 @@ from ctm_fast.models.tracking import TickRecord
 from ctm_fast.nn.certainty import certainty
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.nn.synapses import SynapseUNET, single_layer_synapses
+from ctm_fast.nn.sync import decay_factors
 
 
 class ContinuousThoughtMachine(AttendedFeatures, Synchronised):
@@ -210,7 +211,7 @@ class ContinuousThoughtMachine(AttendedFeatures, Synchronised):
 
 def repeated_decay_factors(decay: Tensor, batch: int) -> Tensor:
     """The published factors exp(-decay) (S,), repeated over the batch, (B, S)."""
-    return torch.exp(-decay).unsqueeze(0).repeat(batch, 1)
+    return decay_factors(decay).unsqueeze(0).repeat(batch, 1)
 
 
 def _energy_head(hidden: int) -> nn.Sequential:

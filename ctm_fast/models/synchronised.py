@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctm_fast.models.checks import require
 from ctm_fast.nn.sync import (
+    Wired,
     clamp_decay_,
     decayed_update,
     pair_indices,
@@ -21,14 +22,13 @@ from ctm_fast.nn.sync import (
 NEURON_SELECT_TYPES = ("first-last", "random", "random-pairing")
 
 
-class Synchronised(nn.Module):
+class Synchronised(Wired):
     """Parameters, buffers and recurrence of the synchronisations; every piece may be overridden.
 
     A subclass sets ``d_model``, ``neuron_select_type``, ``n_synch_out`` and ``n_synch_action``, then calls
     :meth:`build_synchronisation`.
     """
 
-    d_model: int
     neuron_select_type: str
     n_synch_out: int
     n_synch_action: int

@@ -11,6 +11,9 @@ Kinds of selection, each with its pairs:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from ctm_fast.ops.sync import sync as ops_sync
 
 SELECTIONS = ("first", "last", "random", "random-pairing")
 MAX_DECAY = 15.0
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch has it from 2.7 on
 
 
 def representation_size(selection: str, n_synch: int) -> int:
@@ -96,14 +100,58 @@ def clamp_decay_(*decays: Tensor) -> None:
     The gradient of what is computed from them afterwards still reaches a decay that lies on a bound. Their
     version counters stay, so that graphs recorded before remain valid: a value can only change here after an
     optimiser has moved it.
+
+    ``torch.export`` does not move parameters: :func:`decay_factors` bounds them there.
     """
+    if is_exporting():
+        return
     for decay in decays:
         if decay.is_inference() and not torch.is_inference_mode_enabled():
             decay.data = decay.data.clone()  # a published forward under inference mode left it read-only
         decay.data.clamp_(0, MAX_DECAY)
 
 
-class Synchronisation(nn.Module):
+def decay_factors(decay: Tensor) -> Tensor:
+    """Factors exp(-decay) of decays that :func:`clamp_decay_` brought into their bounds, of the same shape."""
+    return torch.exp(-(decay.clamp(0, MAX_DECAY) if is_exporting() else decay))
+
+
+class Wired(nn.Module):
+    """A module whose buffers ``*neuron_indices_{left,right}`` select some of its ``d_model`` neurons.
+
+    A state dict with indices outside [0, d_model) is refused.
+    """
+
+    d_model: int
+
+    def state_problems(self, state: Mapping[str, Any], prefix: str) -> list[str]:
+        """What is wrong with the values of ``state`` under ``prefix``, in words."""
+        own = [prefix + name for name, _ in self.named_buffers(recurse=False) if "neuron_indices" in name]
+        given = [(key, state[key]) for key in own if key in state and not state[key].is_meta]
+        problems = []
+        for key, indices in given:
+            if indices.is_floating_point() or indices.is_complex():
+                problems.append(f"{key} of {indices.dtype}, not integers")
+            elif indices.numel() and not 0 <= indices.min() <= indices.max() < self.d_model:
+                lowest, highest = int(indices.min()), int(indices.max())
+                problems.append(f"{key} from {lowest} to {highest}, not in [0, {self.d_model})")
+        return problems
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unknown: Any,
+        errors: Any,
+    ) -> None:
+        errors += self.state_problems(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unknown, errors)
+
+
+class Synchronisation(Wired):
     """Synchronisation of one set of neuron pairs with learnable decays, for use in a model of your own.
 
     Args:
@@ -134,6 +182,7 @@ class Synchronisation(nn.Module):
         if not 0 <= n_self < n_synch:
             raise ValueError(f"Synchronisation: n_self must be in [0, n_synch={n_synch}), got {n_self}")
         left, right = select_neurons(selection, d_model, n_synch, n_self)
+        self.d_model = d_model
         self.selection = selection
         self.register_buffer("neuron_indices_left", left)
         self.register_buffer("neuron_indices_right", right)

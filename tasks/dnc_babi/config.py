@@ -7,7 +7,7 @@ from typing import Literal
 
 from tasks.config import require_positive
 from tasks.dnc.config import DncConfig
-from tasks.dnc_babi.data import NAMES
+from tasks.dnc_babi.data import NAMED_BY_SENSE, NAMES
 from tasks.errors import require
 
 ALL = tuple(range(1, len(NAMES) + 1))
@@ -27,6 +27,8 @@ class BabiConfig(DncConfig):
     """Leave training stories of more words out."""
     word_dropout: float = 0.0
     """Chance of hiding a word of a training story from the network."""
+    renaming: bool = False
+    """Exchange people with people and places with places at random, in every training story anew."""
     curriculum: bool = False
     """Train on stories cut after their first question, then after the second, and so on."""
     curriculum_goal: float = 0.9
@@ -45,3 +47,6 @@ class BabiConfig(DncConfig):
         require_positive(self, "curriculum_every")
         require(0 < self.curriculum_goal <= 1, "curriculum_goal", "lie in (0, 1]", self.curriculum_goal)
         require(0 <= self.word_dropout < 1, "word_dropout", "lie in [0, 1)", self.word_dropout)
+        sensible = not (self.renaming and NAMED_BY_SENSE in self.questions)
+        rule = f"be off with task {NAMED_BY_SENSE}, whose places follow from what people want"
+        require(sensible, "renaming", rule, self.renaming)

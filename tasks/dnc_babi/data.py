@@ -27,6 +27,13 @@ NAMES = (
     *("basic-deduction", "basic-induction", "positional-reasoning", "size-reasoning", "path-finding"),
     "agents-motivations",
 )
+NAMED_BY_SENSE = 20
+"""The one task whose stories change their sense with the names of their places."""
+ALIKE = (
+    ("bill", "daniel", "fred", "jeff", "john", "julie", "mary", "sandra"),
+    ("bathroom", "bedroom", "cinema", "garden", "hallway", "kitchen", "office", "park", "school"),
+)
+"""People and places: exchanging words of a row throughout a story keeps its answers right."""
 LAYOUT = "babi/<en or en-10k>/qa<1 to 20>_<name>_<train or test>.txt"
 DASH = "-"
 NO_ANSWER = -1
@@ -148,6 +155,16 @@ def prefix(story: Encoded, questions: int) -> Encoded:
     asked = story.questions < questions
     end = int(story.dashes[asked][-1]) + 1
     return Encoded(story.words[:end], story.dashes[asked], story.answers[asked], story.questions[asked])
+
+
+def word_groups(vocabulary: dict[str, int]) -> list[Tensor]:
+    """The numbers of the words of ``vocabulary`` that may be exchanged with each other, a row per group."""
+    return [torch.tensor([vocabulary[word] for word in row if word in vocabulary]).long() for row in ALIKE]
+
+
+def rename(story: Encoded, names: Tensor) -> Encoded:
+    """``story`` with word i written as ``names[i]``, int64 (V,), in its text and its answers."""
+    return story._replace(words=names[story.words], answers=names[story.answers])
 
 
 class Stories(NamedTuple):

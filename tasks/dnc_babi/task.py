@@ -24,6 +24,8 @@ from tasks.dnc_babi.data import (
     make_vocabulary,
     prefix,
     read_task,
+    rename,
+    word_groups,
 )
 from tasks.dnc_babi.presets import PRESETS
 from tasks.errors import require
@@ -96,12 +98,20 @@ class DncBabi(Task[BabiConfig]):
         told = [trained[i] for i in chosen.tolist()]
         if self.curriculum:
             told = [prefix(story, self.curriculum.level) for story in told]
+        if self.config.renaming:
+            told = [rename(story, self._new_names(generator)) for story in told]
         stories = make_batch(told, len(self.vocabulary))
         if self.config.word_dropout:
             shown = torch.rand(stories.inputs.shape[:2], generator=generator) >= self.config.word_dropout
             shown.view(-1)[stories.dashes] = True
             stories = stories._replace(inputs=stories.inputs * shown[..., None])
         return stories
+
+    def _new_names(self, generator: torch.Generator) -> Tensor:
+        names = torch.arange(len(self.vocabulary))
+        for group in word_groups(self.vocabulary):
+            names[group] = group[torch.randperm(len(group), generator=generator)]
+        return names
 
     def evaluation_batches(self) -> Iterator[Batch]:
         yield from self._batches(self._split[1])
