@@ -123,6 +123,18 @@ def test_bad_link_slots(columns: Any, error: type[Exception], text: str, backend
         ops.dnc_link(KEPT.link, *KEPT[2:5], columns, backend=backend)
 
 
+@pytest.mark.parametrize("backend", [None, "reference", "native"])
+def test_a_sparse_link_of_no_links_is_refused(backend: str | None) -> None:
+    columns, vector = torch.zeros(1, 3, 0, dtype=torch.int64), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match=r"^dnc_link: link must hold at least one .* got \(1, 3, 0\)"):
+        ops.dnc_link(columns.float(), vector, vector, vector.unsqueeze(1), columns, backend=backend)
+    state = KEPT._replace(link=KEPT.link[..., :0], link_slots=KEPT.link_slots[..., :0])
+    interface = torch.zeros(2, 3, SPARSE.size)
+    for op, raw in ((ops.dnc_step, interface[0]), (ops.dnc_sequence, interface)):
+        with pytest.raises(ValueError, match=rf"^{op.__name__}: state.link must have shape .* \(3, 7, 0\)"):
+            op(MEMORY, raw, state, layout=SPARSE, backend=backend)
+
+
 LINK = {
     "link": STATE.link,
     **dict(zip(("precedence", "write_weights", "read_weights"), STATE[2:5], strict=True)),

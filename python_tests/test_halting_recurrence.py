@@ -252,6 +252,21 @@ def test_compiles_in_one_graph(size: str) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_where_its_results_break_the_graph(dynamic: bool | None) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(ops.adaptive_recurrence, dynamic=dynamic)
+    for steps in (2, 3):
+        leaves = {k: leaf(x) for k, x in draw((steps, 2, 11, False), -1.0, torch.float32).items()}
+        expected = floats(run(leaves, "native"))
+        found = floats(compiled(**leaves, cell=None))
+        assert found.keys() == expected.keys()
+        results = [[*y.values(), *grads(list(y.values()), leaves)] for y in (found, expected)]
+        torch.testing.assert_close(*results)
+
+
 def test_create_graph_names_the_reference() -> None:
     leaves = {k: leaf(x) for k, x in draw(SIZES["rnn"], -1.0, torch.float32).items()}
     with pytest.raises(
@@ -289,6 +304,10 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "bias": ({"bias": torch.zeros(())}, ValueError, r"bias must have shape \(1\)"),
     "dtype": ({"flag": torch.zeros(28).double()}, TypeError, "flag must be torch.float32, got torch.float64"),
     "integers": ({"halting": torch.zeros(7).long()}, TypeError, "halting must be a floating-point tensor"),
+    **{
+        f"no-{name}": ({name: None}, TypeError, f"{name} must be a torch.Tensor, got NoneType")
+        for name in ("inputs", "hidden", "flag", "recurrent", "halting", "bias")
+    },
     "mask": ({"mask": torch.ones(4, 6, dtype=torch.bool)}, ValueError, r"mask must have shape \(T, B\)"),
     "epsilon": ({"epsilon": -0.1}, ValueError, r"epsilon must be in \[0, 1\)"),
     "rows": ({"rows": "x"}, TypeError, "rows must be a bool, got str"),

@@ -104,6 +104,8 @@ def dnc_link(
     found = checks.floating("dnc_link", "link", link)
     checks.rank("dnc_link", "link", found, "B, N, N" if link_slots is None else "B, N, K")
     batch, slots, kept = found.shape
+    if slots and not kept:
+        raise ValueError(f"dnc_link: link must hold at least one link a slot, got {tuple(found.shape)}")
     beside = Beside("dnc_link", "link", found)
     beside.links("", link, link_slots, kept)
     for name, value in (("precedence", precedence), ("write_weights", write_weights)):

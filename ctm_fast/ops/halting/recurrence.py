@@ -90,7 +90,7 @@ def adaptive_recurrence(
     """
     given = {"hidden": hidden, "cell": cell, "flag": flag, "recurrent": recurrent}
     given |= {"halting": halting, "bias": bias}
-    tensors = {name: value for name, value in given.items() if value is not None}
+    tensors = {name: value for name, value in given.items() if value is not None or name != "cell"}
     _check(inputs, tensors, mask)
     check_epsilon(OP, epsilon)
     checks.integer(OP, "max_steps", max_steps, 1)

@@ -243,10 +243,13 @@ def _fake_backward(
     return tuple(dhidden.new_empty(s) for s in (*shapes, tuple(recurrent.shape), (width,), (1,)))
 
 
-_LIBRARY.impl("adaptive_recurrence_forward", _forward, "CPU")
-_LIBRARY.impl("adaptive_recurrence_backward", _backward, "CPU")
-torch.library.register_fake("ctm_fast::adaptive_recurrence_forward", _fake_forward)
-torch.library.register_fake("ctm_fast::adaptive_recurrence_backward", _fake_backward)
+for _name, _kernel, _shapes in (
+    ("ctm_fast::adaptive_recurrence_forward", _forward, _fake_forward),
+    ("ctm_fast::adaptive_recurrence_backward", _backward, _fake_backward),
+):
+    # not Library.impl: shapes that depend on values break a graph, and between two the kernel would be traced
+    torch.library.register_kernel(_name, "cpu", _kernel, lib=_LIBRARY)
+    torch.library.register_fake(_name, _shapes)
 
 
 class AdaptiveRecurrence(torch.autograd.Function):
