@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.jit import ScriptModule
-from torch.nn.modules.dropout import _DropoutNd
+from torch import nn
 
 from ctm_fast import forward
-from ctm_fast.loop import plan, run
+from ctm_fast.check import why_not
+from ctm_fast.restoration import CHECKED, is_accelerated, restore
+
+__all__ = ["accelerate", "restore"]
 
 logger = logging.getLogger("ctm_fast")
 
@@ -41,10 +40,6 @@ _NEEDS = {
 }  # fmt: skip
 _INPUTS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 3}  # arguments of the published forwards
 _classes: dict[tuple[type, str], type] = {}
-_TOLERANCE = 1e-3  # of the check on first use: float32 rounding over all ticks stays far below
-_TOLERANCE_16_BIT = 5e-2
-_CHECKED = "_ctm_fast_checked"  # in the dictionary of a model: (training, track) -> whether both agree
-_CONTAINERS = (dict, OrderedDict, list, set)
 _checking = threading.RLock()  # reentrant: a backbone may be or hold another accelerated model
 
 
@@ -58,12 +53,14 @@ def accelerate(model: Model) -> Model:
     with hooks or with parametrizations are called as they are, and so are pieces that a subclass overrides.
 
     A forward that wraps an inherited one, by ``super().forward``, stays around the fast one. Otherwise the first use of
-    each mode (eval or training, with or without ``track``) runs the original beside the fast forward on a deep copy of
-    the model: all its ticks, two samples (the whole batch where the original does not run on two), without dropout and
-    hooks. For that moment there are two models in memory, and calls from other threads wait. If the two return
-    something else, or write other attributes of the model or of its parts, or if the check cannot run, the original
-    forward stays in that mode and the logger ``ctm_fast`` warns once. Calls with arguments that the published forward
-    does not have run the original, and so do ``torch.jit.trace`` and ``torch.export``.
+    each mode (eval or training, with or without ``track``, with or without gradients) runs the original beside the fast
+    forward on deep copies of the model, in float64 where it runs there: all its ticks, two samples (the whole batch
+    where the original does not run on two), every parameter moved a little and the decays beyond their bounds, without
+    hooks and without the dropout of the published parts. For that moment there are several models in memory, and calls
+    from other threads wait. If outputs or gradients differ, or other attributes of the model or of its parts are
+    written, or if the check cannot run, the original forward stays in that mode and the logger ``ctm_fast`` warns once.
+    Calls with arguments that the published forward does not have run the original, and so do models with
+    parametrizations of their own, ``torch.jit.trace`` and ``torch.export``.
 
     Set ``model.recompute_synapses = True`` to keep no synapse activations for the backward pass; they are
     computed again there.
@@ -77,7 +74,7 @@ def accelerate(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, got {type(model).__name__}")
-    done = [module for module in model.modules() if _is_ours(module) or _is_accelerated(module)]
+    done = [module for module in model.modules() if _is_ours(module) or is_accelerated(module)]
     kinds = {module: recognise(module) for module in model.modules() if module not in done}
     found = {module: kind for module, kind in kinds.items() if kind is not None}
     for module in found:
@@ -90,20 +87,6 @@ def accelerate(model: Model) -> Model:
         raise ValueError(
             f"accelerate: model must be or contain a Continuous Thought Machine, got {_missing(model)}"
         )
-    return model
-
-
-def restore(model: Model) -> Model:
-    """Give every accelerated CTM in ``model`` its own forward back; returns ``model``.
-
-    Does nothing where there is none. Raises ``TypeError`` where ``model`` is not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"restore: model must be a torch.nn.Module, got {type(model).__name__}")
-    for module in model.modules():
-        if _is_accelerated(module):
-            module.__dict__.pop(_CHECKED, None)
-            module.__class__ = type(module).__bases__[0]
     return model
 
 
@@ -138,10 +121,6 @@ def _is_ours(module: nn.Module) -> bool:
     )
 
 
-def _is_accelerated(module: nn.Module) -> bool:
-    return forward.ACCELERATED in type(module).__dict__
-
-
 def _accelerated(cls: type, kind: str) -> type:
     """A subclass of ``cls`` under its own name that runs the fast forward.
 
@@ -158,8 +137,14 @@ def _accelerated(cls: type, kind: str) -> type:
 
 
 def _subclass(cls: type, bases: tuple[type, ...], kind: str, **body: Any) -> type:
+    own = any({"__reduce__", "__reduce_ex__"} & vars(base).keys() for base in cls.__mro__[:-1])
+
     def reduce(self: Any, _protocol: Any) -> Any:
-        return _rebuild, (cls, kind), self.__getstate__()
+        if not own:
+            return _rebuild, (cls, kind), self.__getstate__()
+        plain: Any = object.__new__(cls)  # pickled by the method of its own
+        plain.__dict__.update({key: value for key, value in vars(self).items() if key != CHECKED})
+        return accelerate, (plain,)
 
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(cls.__name__, bases, {forward.ACCELERATED: kind, "__reduce_ex__": reduce, **names, **body})
@@ -173,11 +158,19 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
     """The method that runs the fast forward in place of that of ``cls``, wherever the two agree."""
     original = cls.forward  # type: ignore[attr-defined]
     signature = inspect.signature(original)
-    own, *names = list(signature.parameters)[: _INPUTS[kind] + 1]
+    named = [
+        x.name
+        for x in signature.parameters.values()
+        if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(named) < _INPUTS[kind]:
+        logger.warning("accelerate: %s keeps its own forward, it takes fewer arguments by name", cls.__name__)
+        return original  # type: ignore[no-any-return]
+    own, *names = named[: _INPUTS[kind] + 1]
 
     @functools.wraps(original)
     def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if forward.takes_published(self):
+        if forward.takes_published(self) or "parametrizations" in self._modules:
             return original(self, *args, **kwargs)
         return fast_or_original(self, *args, **kwargs)
 
@@ -188,12 +181,13 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
         bound.apply_defaults()
         inputs = [bound.arguments[name] for name in names]
         track = inputs[-1] if len(inputs) == _INPUTS[kind] else False
-        if further or not isinstance(track, int | None):
+        if further or not isinstance(track, int | None) or (kind != "qamnist" and self.iterations < 1):
             return original(self, *args, **kwargs)
-        checked, mode = self.__dict__.setdefault(_CHECKED, {}), (self.training, bool(track))
+        checked = self.__dict__.setdefault(CHECKED, {})
+        mode = (self.training, bool(track), torch.is_grad_enabled())
         if mode not in checked:
             with _checking:
-                if mode not in checked and (reason := _why_not(self, kind, original, inputs)):
+                if mode not in checked and (reason := why_not(self, kind, original, inputs)):
                     found = original(self, *args, **kwargs)  # a call that raises here too decides nothing
                     checked[mode] = False
                     _say(self, mode, reason)
@@ -206,115 +200,8 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
     return fast_forward
 
 
-def _say(model: nn.Module, mode: tuple[bool, bool], reason: str) -> None:
-    name = ("training" if mode[0] else "eval") + " mode" + (", tracked" if mode[1] else "")
+def _say(model: nn.Module, mode: tuple[bool, bool, bool], reason: str) -> None:
+    training, track, gradients = mode
+    name = ("training" if training else "eval") + " mode" + (", tracked" if track else "")
+    name += "" if gradients else ", without gradients"
     logger.warning("accelerate: %s keeps its own forward, %s (%s)", type(model).__name__, reason, name)
-
-
-def _why_not(model: Any, kind: str, original: Any, inputs: list[Any]) -> str:
-    """Why the fast forward cannot stand in for the original in the mode at hand; empty if it can."""
-    dtype = model.start_trace.dtype
-    samples = [_first(value, 2, dtype) for value in inputs]
-    try:
-        expected, written = _observe(model, original, samples)
-    except Exception:  # it may need the batch that it was given
-        samples = [_first(value, None, dtype) for value in inputs]
-        try:
-            expected, written = _observe(model, original, samples)
-        except Exception as error:  # no copy of the model, or a wrong call, which raises on the model too
-            return f"it cannot be checked on a copy: {type(error).__name__}: {error}"
-    try:
-        found, own = _observe(model, getattr(forward, kind), samples)
-    except Exception as error:  # the forward of a fork must go on where the fast one cannot read its parts
-        return f"the fast one of the {kind} CTM raised {type(error).__name__}: {error}"
-    if written != own:
-        return f"the fast one does not write the same attributes: {', '.join(sorted(written ^ own))}"
-    if _same(expected, found, _TOLERANCE if torch.finfo(dtype).bits > 16 else _TOLERANCE_16_BIT):
-        return ""
-    return f"it computes something else than the published {kind} CTM"
-
-
-def _observe(model: Any, forward_of: Callable[..., Any], inputs: list[Any]) -> tuple[Any, set[str]]:
-    """What ``forward_of`` gives on a copy of ``model`` without dropout, hooks, autocast and gradients, and the
-    attributes that it writes.
-    """
-    tried = _copied(model)
-    names = {part: name for name, part in tried.named_modules() if not isinstance(part, ScriptModule)}
-    before = {part: _attributes(part) for part in names}
-    device = model.start_trace.device.type
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast(device, enabled=False):
-        torch.default_generator.manual_seed(0)
-        found = forward_of(tried, *inputs)
-    changed = [(part, key) for part in names for key in _differences(before[part], _attributes(part))]
-    return found, {f"{names[part]}.{key}".lstrip(".") for part, key in changed}
-
-
-def _copied(model: Any) -> Any:
-    """A deep copy with its own forward, without hooks and dropout, of which no message is logged."""
-    memo: dict[int, Any] = {}
-    for part in model.modules():
-        memo |= {id(vars(part)[hooks]): OrderedDict() for hooks in plan.HOOKS if hooks in vars(part)}
-        # What an earlier forward left cannot be copied with its graph.
-        memo |= {id(x): x.detach().clone() for x in _tensors(vars(part)) if not x.is_leaf}
-    tried = restore(copy.deepcopy(model, memo))
-    for part in tried.modules():
-        if isinstance(part, _DropoutNd):
-            part.p = 0.0
-        if isinstance(part, nn.MultiheadAttention):
-            part.dropout = 0.0
-    run.say_nothing(tried.synapses)
-    return tried
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in nested containers."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [x for item in value for x in _tensors(item)] if isinstance(value, list | tuple | set) else []
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of attributes and buffers that are not as they were."""
-    return [
-        *(old.keys() ^ new.keys()),
-        *(key for key in old.keys() & new.keys() if _differs(old[key], new[key])),
-    ]
-
-
-def _attributes(part: nn.Module) -> dict[str, Any]:
-    """Attributes and buffers, such that writing into a container or buffer of ``part`` does not write here."""
-    own = {key: copy.copy(x) if type(x) in _CONTAINERS else x for key, x in vars(part).items()}
-    buffers = own.pop("_buffers")
-    return own | {key: None if x is None else x.clone() for key, x in buffers.items()}
-
-
-def _differs(before: Any, after: Any) -> bool:
-    """Whether a value is another one now; of a container, whether one of its elements is."""
-    if isinstance(before, Tensor) and isinstance(after, Tensor):
-        return before is not after and not torch.equal(before, after)
-    if type(before) not in _CONTAINERS or type(before) is not type(after):
-        return before is not after
-    old, new = ([*x, *x.values()] if isinstance(x, dict) else list(x) for x in (before, after))
-    return len(old) != len(new) or any(a is not b for a, b in zip(old, new, strict=True))
-
-
-def _first(value: Any, count: int | None, dtype: torch.dtype) -> Any:
-    """The first samples of every tensor, floating-point ones in the model's dtype; ``None`` takes all."""
-    if isinstance(value, Tensor) and value.dim():
-        return value[:count].to(dtype) if value.is_floating_point() else value[:count]
-    return tuple(_first(item, count, dtype) for item in value) if isinstance(value, tuple | list) else value
-
-
-def _same(expected: Any, found: Any, tolerance: float) -> bool:
-    if isinstance(expected, tuple | list):
-        if not isinstance(found, tuple | list) or len(expected) != len(found):
-            return False
-        return all(_same(a, b, tolerance) for a, b in zip(expected, found, strict=True))
-    if found is None:
-        return False
-    a, b = torch.as_tensor(expected), torch.as_tensor(found)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)

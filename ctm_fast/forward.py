@@ -161,7 +161,7 @@ def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool 
     memory = trace.shape[2]
     window = torch.cat((activated.permute(2, 0, 1), states.post))[-memory:]
     synchronisation = _window_synchronisation(model, window)
-    hidden = (states.history[-memory:].permute(1, 2, 0), window.permute(1, 2, 0))
+    hidden = (states.history[-memory:].permute(1, 2, 0).contiguous(), window.permute(1, 2, 0).contiguous())
     if track:
         return synchronisation, hidden, _numpy(states.pre), _numpy(states.post)
     return synchronisation, hidden
@@ -184,7 +184,9 @@ def _run(
     parts = Parts(model.synapses, model.trace_processor)
     if model.attention is not None:
         left, right = pairs(model, "action")
-        own = _own_synchronisation(model, batch) if overridden(model, "compute_synchronisation") else None
+        own = None
+        if overridden(model, "compute_synchronisation"):
+            own = _own_synchronisation(model, model.decay_params_action, batch, "action")
         parts = Parts(
             model.synapses, model.trace_processor, model.q_proj, model.attention, left, right,
             model.decay_params_action, own,
@@ -195,8 +197,8 @@ def _run(
     return run_ticks(parts, inputs, z0, start, tokens, given, track=track, recompute=recompute)
 
 
-def _own_synchronisation(model: Any, batch: int, kind: str = "action") -> Any:
-    r = torch.exp(-getattr(model, f"decay_params_{kind}")).unsqueeze(0).repeat(batch, 1)
+def _own_synchronisation(model: Any, decay: Tensor, batch: int, kind: str) -> Any:
+    r = torch.exp(-decay).unsqueeze(0).repeat(batch, 1)
     return lambda z, alpha, beta: model.compute_synchronisation(z, alpha, beta, r, kind)
 
 
@@ -204,7 +206,7 @@ def _output_synchronisation(model: Any, states: States, decay: Tensor) -> Tensor
     """(T, B, S); the start state is its first term."""
     z = states.z.to(decay.dtype)
     if overridden(model, "compute_synchronisation"):
-        step = _own_synchronisation(model, z.shape[1], "out")
+        step = _own_synchronisation(model, decay, z.shape[1], "out")
         _, alpha, beta = step(z[0], None, None)
         ticks = []
         for activation in z[1:]:

@@ -8,7 +8,10 @@ after its output on a random input agreed.
 
 from __future__ import annotations
 
+import copy
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ _NOTHING = nn.Identity()
 _OTHER_LAYERS = "layers other than the published ones"
 _OTHER_PARAMETERS = "parameters of another class"
 _OTHER_RESULTS = "other results than the published layers"
+MOVED_DECAY, MOVED_DECAY_SPREAD = 6.0, 6.0  # mean and standard deviation, for bounds of 0 and 4 or 15
 _agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -64,7 +68,7 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | str:
     layers, reason = _nlm_layers(module), why_called(parts_of(module))
     if isinstance(layers, str) or reason is not None:
         return reason or str(layers)
-    weights = tuple(x for layer in layers for x in (layer.w1, layer.b1, _temperature(layer)))
+    weights = _weights(layers)
     rates = {_rate(_part(layer, "dropout")) for layer in layers}
     if len(rates) != 1 or None in rates:
         return _OTHER_LAYERS
@@ -73,9 +77,18 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | str:
     ours = type(module) in (nn.Sequential, NeuronLevelModels)
     ours = ours and all(type(layer) is SuperLinear for layer in layers)
     memory, _, neurons = weights[0].shape
-    if not ours and not _agrees(module, lambda x: reference.nlm(x, *weights), (neurons, memory)):
+    if not ours and not _agrees(module, _nlm_plan, (neurons, memory)):
         return _OTHER_RESULTS
     return weights, float(rates.pop() or 0.0)
+
+
+def _weights(layers: Any) -> tuple[Tensor, ...]:
+    return tuple(x for layer in layers for x in (layer.w1, layer.b1, _temperature(layer)))
+
+
+def _nlm_plan(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    weights = _weights(_nlm_layers(module))
+    return lambda x: reference.nlm(x, *weights)
 
 
 def _temperature(layer: Any) -> Tensor:
@@ -126,7 +139,7 @@ def synapse_plan(module: nn.Module) -> SynapsePlan | str:
     reason = why_called(parts)
     if reason is not None:
         return reason
-    plan = _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
+    plan = _stages(module)
     if plan is None:
         return _OTHER_LAYERS
     if not are_parameters(*plan.parameters):
@@ -134,9 +147,19 @@ def synapse_plan(module: nn.Module) -> SynapsePlan | str:
     if not plan.sizes_agree():
         return "sizes that do not fit each other"
     ours = all(type(part) in _OWN for part in parts)
-    if not ours and not _agrees(module, lambda x: run_plan(plan, x), (plan.parameters[0].shape[1],)):
+    if not ours and not _agrees(module, _synapse_plan, (plan.parameters[0].shape[1],)):
         return _OTHER_RESULTS
     return plan
+
+
+def _stages(module: nn.Module) -> SynapsePlan | None:
+    return _gated_plan(module) if type(module) is nn.Sequential else _unet_plan(module)
+
+
+def _synapse_plan(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    plan = _stages(module.eval())
+    assert plan is not None
+    return partial(run_plan, plan)
 
 
 class _Builder:
@@ -235,18 +258,43 @@ def run_plan(plan: SynapsePlan, x: Tensor) -> Tensor:
     return out
 
 
-def _agrees(module: nn.Module, plan: Any, shape: tuple[int, ...]) -> bool:
+def move(module: nn.Module) -> None:
+    """Move every parameter by a fixed random tenth of its size, decays to beyond both of their bounds.
+
+    Where biases are 0 and divisors 1, as at the start of training, different formulas agree.
+    """
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if "decay_params" in name:
+                parameter.copy_(MOVED_DECAY + MOVED_DECAY_SPREAD * noise)
+            else:
+                parameter.add_(0.1 * noise * (parameter.square().mean().sqrt() + 0.1))
+
+
+def _agrees(
+    module: nn.Module, plan: Callable[[nn.Module], Callable[[Tensor], Tensor]], width: tuple[int, ...]
+) -> bool:
     """Whether a foreign module without dropout gives what its plan gives, in eval and in train mode; asked once per
-    module and dtype.
+    module and dtype, of a copy in float64 with its parameters moved.
     """
     answers = _agreed.setdefault(module, {})
     weight = next(module.parameters())
     if weight.dtype not in answers:
-        x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        try:
+            copied = copy.deepcopy(module).double()
+        except Exception:  # whatever a foreign module does not let itself be copied for
+            answers[weight.dtype] = False
+            return False
+        move(copied)
+        x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).to(
+            weight.device, torch.float64
+        )
         device = weight.device.type
         with torch.no_grad(), torch.autocast(device, enabled=False), torch.random.fork_rng(devices=[]):
-            found = plan(x)
-            answers[weight.dtype] = all(_close(_in_mode(module, x, train), found) for train in (False, True))
+            found = plan(copied)(x)
+            answers[weight.dtype] = all(_close(_in_mode(copied, x, train), found) for train in (False, True))
     return answers[weight.dtype]
 
 
@@ -262,8 +310,8 @@ def _in_mode(module: nn.Module, x: Tensor, train: bool) -> Any:
 
 
 def _close(expected: Any, found: Tensor) -> bool:
-    same = isinstance(expected, Tensor) and expected.shape == found.shape
-    return same and torch.allclose(expected, found, rtol=1e-4, atol=1e-4, equal_nan=True)
+    same = isinstance(expected, Tensor) and expected.shape == found.shape and expected.dtype == found.dtype
+    return same and torch.allclose(expected, found, rtol=1e-8, atol=1e-10, equal_nan=True)
 
 
 def why_attention_is_called(q_proj: nn.Module | None, attention: nn.Module | None) -> str | None:
