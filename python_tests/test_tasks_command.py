@@ -97,6 +97,17 @@ def test_evaluate_writes_the_scores(
     assert scores["accuracy_most_certain"] == pytest.approx(saved)
 
 
+def test_evaluate_reads_the_run_in_its_out_folder(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "own")
+    assert main(Parity, ["evaluate", "--preset", "quick", "--out", "own"]) == 0
+    assert capsys.readouterr().out.startswith(f"checkpoint {Path('own', 'checkpoint.pt')}")
+    assert main(Parity, ["evaluate", "--preset", "quick", "--out", "other"]) == 1
+    assert "named by --checkpoint or --out, got" in capsys.readouterr().err
+
+
 def test_analyse_draws_the_pictures(trained: Path, tmp_path: Path) -> None:
     assert (
         main(Parity, ["analyse", "--checkpoint", str(trained / "checkpoint_best.pt"), "--out", str(tmp_path)])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tasks.adaptive.sort import AdaptiveSort
 from tasks.command import main
 from tasks.dnc_copy.task import DncCopy
 from tasks.errors import UserError
+from tasks.ntm import data
 from tasks.ntm.copy import Copy, CopyConfig
 from tasks.ntm.ngrams import Ngrams, NgramsConfig
 from tasks.ntm.pictures import used_slots
@@ -195,6 +197,26 @@ def test_the_accuracy_of_repeat_copy_is_of_what_is_asked(alphabet):
     metrics = task.answer_loss(right, targets)[1]
     assert metrics["accuracy"].tolist() == [1.0] * 8
     assert metrics["accuracy_end"].tolist() == metrics["accuracy_sequence"].tolist() == [0.0] + [1.0] * 7
+
+
+def test_some_batches_are_told_more_copies_than_they_are_shown():
+    config = RepeatCopyConfig(training_iterations=1, longest=3, most=4, most_told=9, bits=5, batch_size=2)
+    task = RepeatCopy(config)
+    cut = 0
+    for step in range(200):
+        inputs, targets = task.batch(step, batch_generator(0, step))
+        length = int(inputs[:, 0, 5].argmax())
+        told, shown = inputs[length, 0, 6].item(), (len(targets) - 1) // length
+        more = told > data.normalised_count(4, 4) + 1e-6
+        cut += more
+        assert told <= data.normalised_count(9, 4) + 1e-6
+        assert bool(targets[-1, :, 5].all()) != more
+        assert (
+            torch.equal(targets[:-1], targets[:length].repeat(shown, 1, 1)) and not targets[-1, :, :5].any()
+        )
+    assert 5 <= cut <= 40
+    with pytest.raises(UserError, match="most_told must be None or above most=4, got 4"):
+        replace(config, most_told=4)
 
 
 def test_beside_the_end_of_repeat_copy_no_vector_is_asked_for():

@@ -30,20 +30,25 @@ def find(path: Path) -> Path:
     """The checkpoint file that ``path`` names: the file itself, or a run folder's last one.
 
     A folder may hold ``checkpoint.pt`` or the published ``checkpoint_{iteration}.pt``, of which the highest
-    is taken.
+    is taken. Raises ``UserError`` where there is none.
     """
-    if path.is_file():
-        return path
-    if (path / LAST).is_file():
-        return path / LAST
+    found = path if path.is_file() else held(path)
+    if found is None:
+        wanted = "a file or a run folder that holds one, named by --checkpoint or --out"
+        raise UserError(f"load: checkpoint must be {wanted}, got {str(path)!r}")
+    return found
+
+
+def held(folder: Path) -> Path | None:
+    """The last checkpoint in a run folder, see :func:`find`; None where there is none."""
+    if (folder / LAST).is_file():
+        return folder / LAST
     numbered = [
         (int(m[1]), p)
-        for p in path.glob("checkpoint_*.pt")
+        for p in folder.glob("checkpoint_*.pt")
         if (m := re.fullmatch(r"checkpoint_(\d+)", p.stem))
     ]
-    if not numbered:
-        raise UserError(f"load: checkpoint must be a file or a run folder that holds one, got {str(path)!r}")
-    return max(numbered)[1]
+    return max(numbered)[1] if numbered else None
 
 
 def load(path: Path) -> dict[str, Any]:

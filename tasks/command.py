@@ -57,7 +57,7 @@ class Evaluate:
     preset: str
     """Preset whose default run folder holds the checkpoint."""
     checkpoint: Path | None = None
-    """Checkpoint file or run folder (default: outputs/<experiment>/<preset>)."""
+    """Checkpoint file or run folder (default: --out if it holds one, else outputs/<experiment>/<preset>)."""
     out: Path | None = None
     """Folder for the results (default: the checkpoint's)."""
     data_dir: Path | None = dataclasses.field(default_factory=_data_dir)
@@ -83,7 +83,9 @@ def main(task_class: type[Task[Any]], arguments: Sequence[str] | None = None) ->
         if isinstance(command, Train):
             with cpu_threads(command.config.threads):
                 return _train(task_class(command.config, command.data_dir), command, command.out or folder)
-        path = checkpointing.find(command.checkpoint or folder)
+        own = command.out if command.out and checkpointing.held(command.out) else folder
+        path = checkpointing.find(command.checkpoint or own)
+        print(f"checkpoint {path}")
         target = make_folder(command.out or path.parent)
         task, model, accelerator = _load(task_class, path, command)
         if isinstance(command, Analyse):

@@ -68,7 +68,9 @@ def normalised_count(repeats: int, highest: int) -> float:
     return (repeats - (highest + 1) / 2) / spread if highest > 1 else 0.0
 
 
-def repeat_copy(vectors: Tensor, repeats: int, highest: int, end: int) -> tuple[Tensor, Tensor]:
+def repeat_copy(
+    vectors: Tensor, repeats: int, highest: int, end: int, *, told: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Copy ``vectors`` (L, B, D) ``repeats`` times, then say the end.
 
     Args:
@@ -76,6 +78,8 @@ def repeat_copy(vectors: Tensor, repeats: int, highest: int, end: int) -> tuple[
         repeats: copies asked for.
         highest: most copies in training, see :func:`normalised_count`.
         end: outputs beyond D; the first of them is 1 at the answer's last step and 0 before.
+        told: the count that the inputs tell where it is more than ``repeats``: the answer is cut off, and its
+            last step is no end.
 
     Returns:
         inputs (L + 1 + A, B, D + 2), with channels for the end of the vectors and for the count, both at step
@@ -86,10 +90,10 @@ def repeat_copy(vectors: Tensor, repeats: int, highest: int, end: int) -> tuple[
     inputs = torch.zeros(length + 1 + answer, batch, width + 2)
     inputs[:length, :, :width] = vectors
     inputs[length, :, width] = 1.0
-    inputs[length, :, width + 1] = normalised_count(repeats, highest)
+    inputs[length, :, width + 1] = normalised_count(told or repeats, highest)
     targets = torch.zeros(answer, batch, width + end)
     targets[:-1, :, :width] = vectors.repeat(repeats, 1, 1)
-    targets[-1, :, width] = 1.0
+    targets[-1, :, width] = float(told is None)
     return inputs, targets
 
 

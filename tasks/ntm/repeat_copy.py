@@ -19,6 +19,9 @@ from tasks.task import Batch
 SILENT = -20.0
 """Logit of a bit that is not asked for, where the target is 0."""
 
+CUT_SHARE = 0.1
+"""Training batches that are told more copies than they are shown, where the settings ask for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatCopyConfig(VectorConfig):
@@ -38,6 +41,8 @@ class RepeatCopyConfig(VectorConfig):
     """Share of sequences whose end is said in time at which sequences grow."""
     end_weight: float = 1.0
     """Weight of the end in the loss, bits only; small, and the controller does not count before it copies."""
+    most_told: int | None = None
+    """Copies that some training batches are told, from ``most`` + 1 to this; their answers are cut off."""
     beyond: tuple[tuple[int, int], ...] = ((10, 15), (10, 20), (20, 10))
     """Pairs of length and copies that evaluate also tries."""
 
@@ -50,6 +55,8 @@ class RepeatCopyConfig(VectorConfig):
         require(least >= 1, "curriculum_start", "be at least 1", self.curriculum_start)
         goal = self.curriculum_end_goal
         require(0 <= goal <= 1, "curriculum_end_goal", "lie in [0, 1]", goal)
+        more = self.most_told is None or self.most_told > self.most
+        require(more, "most_told", f"be None or above most={self.most}", self.most_told)
         fits = all(min(pair) >= 1 for pair in self.beyond)
         require(fits, "beyond", "hold lengths and copies from 1 on", self.beyond)
         longest = max(self.longest, self.curriculum_start[0], *(length for length, _ in self.beyond))
@@ -59,9 +66,11 @@ class RepeatCopyConfig(VectorConfig):
 PRESETS = {
     "quick": RepeatCopyConfig(
         **QUICK,
-        training_iterations=10_000,
+        controller="ff",
+        training_iterations=12_000,
         longest=5,
         most=5,
+        most_told=10,
         beyond=((5, 8), (5, 10), (10, 5)),
         curriculum=True,
         curriculum_start=(5, 1),
@@ -120,6 +129,16 @@ class RepeatCopy(VectorTask[RepeatCopyConfig]):
                 for start, last in zip(c.curriculum_start, (longest, most), strict=True)
             )
         return data.between(c.shortest, longest, generator), data.between(c.fewest, most, generator)
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        """A batch of training; where it is told more copies than it is shown, copying on is learnt but not the end."""
+        c = self.config
+        if c.most_told is None or torch.rand((), generator=generator) >= CUT_SHARE:
+            return super().batch(step, generator)
+        length, repeats = self.draw_difficulty(generator, self.curriculum.level if self.curriculum else None)
+        told = data.between(c.most + 1, c.most_told, generator)
+        vectors = self.vectors(length, c.batch_size, generator)
+        return data.repeat_copy(vectors, repeats, c.most, self._end_channels, told=told)
 
     def hardest(self) -> Difficulty:
         return self.config.longest, self.config.most
