@@ -25,7 +25,8 @@ QUICK = Effort(least=2, most=9, seconds=1.5, sample_seconds=0.003, hooks=False)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    usage = "python -m bench [op or model ...] [options]"  # --threads takes all words behind it
+    found = argparse.ArgumentParser(prog="python -m bench", description=__doc__, usage=usage)
     found.add_argument(
         "names", nargs="*", metavar="op or model", help="rows to measure, all by default; see --list"
     )

@@ -44,6 +44,12 @@ def test_first_and_last_neurons():
     assert left.data_ptr() == right.data_ptr()
 
 
+@pytest.mark.parametrize("selection", ["first", "last"])
+def test_more_neurons_than_there_are(selection):
+    with pytest.raises(ValueError, match="synchronisation: n_synch must be at most d_model=4, got 9"):
+        Synchronisation(4, 9, selection)
+
+
 def test_random_draws_left_then_right_from_numpy():
     np.random.seed(3)
     left, right = select_neurons("random", 50, 6, n_self=2)

@@ -36,10 +36,12 @@ def select_neurons(selection: str, d_model: int, n_synch: int, n_self: int = 0) 
 
     Random kinds draw with replacement from numpy's global generator, left before right. ``random-pairing``
     copies its first ``n_self`` right neurons from the left ones: those are synchronised with themselves.
-    ``first`` and ``last`` need ``n_synch`` <= ``d_model``. Raises ``ValueError`` for an unknown selection.
+    ``first`` and ``last`` need ``n_synch`` <= ``d_model``. Raises ``ValueError`` for more, or an unknown selection.
     """
     _check_selection(selection)
     if selection in ("first", "last"):
+        if n_synch > d_model:
+            raise ValueError(f"synchronisation: n_synch must be at most d_model={d_model}, got {n_synch}")
         start = 0 if selection == "first" else d_model - n_synch
         left = torch.arange(start, start + n_synch)
         return left, left
@@ -160,7 +162,7 @@ class Synchronisation(Wired):
         selection: one of :data:`SELECTIONS`.
         n_self: self-pairs of ``random-pairing``, less than ``n_synch``.
 
-    Raises ``ValueError`` for an unknown selection or an ``n_self`` outside [0, n_synch).
+    Raises ``ValueError`` for an unknown selection, an ``n_self`` outside [0, n_synch), or more neurons than there are.
 
     State-dict keys: ``decay_params`` (P,), zeros at first; ``neuron_indices_{left,right}`` (n,) int64.
 
