@@ -162,12 +162,35 @@ def test_round_trip(cls: type[Model], tmp_path: Any) -> None:
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"epsilon": 1.0}, r"epsilon must be in \[0, 1\), got 1.0"),
         ({"ponder": "max"}, "ponder must be 'sum' or 'mean', got 'max'"),
+        ({"halting_bias": float("nan")}, "halting_bias must be finite, got nan"),
         ({"digit_classes": 4}, "digit_classes must be 0 or divide output_size 6, got 4"),
     ],
 )
 def test_bad_constructor_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         AdaptiveRNN(**{"input_size": INPUTS, "output_size": OUTPUTS, "hidden_size": H, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": "a"}, "epsilon must be a number, got str"),
+        ({"halting_bias": None}, "halting_bias must be a number, got NoneType"),
+    ],
+    ids=["epsilon", "halting-bias"],
+)
+def test_constructor_arguments_of_another_kind(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        AdaptiveRNN(INPUTS, OUTPUTS, H, **options)
+
+
+@pytest.mark.parametrize("classes", [0, 3], ids=["logits", "digits"])
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_empty_batch(cls: type[Model], classes: int) -> None:
+    model = small(cls, digit_classes=classes)
+    found = model(torch.zeros(T, 0, INPUTS).double())
+    assert found.output.shape == (T, 0, OUTPUTS) and found.steps.shape == (T, 0)
+    assert model(torch.zeros(0, INPUTS).double()).output.shape == (0, OUTPUTS)
 
 
 @pytest.mark.parametrize(

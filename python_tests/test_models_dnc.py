@@ -222,6 +222,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         ({"read_heads": 0}, "read_heads must be at least 1, got 0"),
         ({"controller": "rnn"}, "controller must be one of ff, gru, lstm, got 'rnn'"),
         ({"sparse": 6}, r"sparse must be None or lie in \[1, slots=5\], got 6"),
+        ({"sparse": 0}, "sparse must be at least 1, got 0"),
         ({"bypass_dropout": 1.0}, r"bypass_dropout must lie in \[0, 1\), got 1.0"),
         ({"clip": -1.0}, "clip must be positive or None, got -1.0"),
     ],
@@ -229,6 +230,19 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 )
 def test_bad_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparse": "2"}, "sparse must be an int, got str"),
+        ({"bypass_dropout": "a"}, "bypass_dropout must be a number, got str"),
+    ],
+    ids=["sparse", "dropout"],
+)
+def test_arguments_of_another_kind_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         build(**changes)
 
 

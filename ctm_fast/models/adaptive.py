@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm_fast import ops
-from ctm_fast.models.checks import check_precision, require, require_positive
+from ctm_fast.models.checks import check_precision, in_precision, require, require_number, require_positive
+from ctm_fast.models.dispatch import is_plain
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.ops import checks
 
@@ -60,6 +61,9 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
         digit_classes: 0 mixes the substeps' logits. Otherwise the output consists of digits of so many
             classes whose probabilities are mixed, and ``output`` is their log(p + 1e-10).
 
+    Cell and halting unit are read, not called, unless one has hooks or parametrizations, or is another module
+    in the place of torch's own: then every substep calls them.
+
     State-dict keys: ``cell.{weight_ih,weight_hh,bias_ih,bias_hh}`` with the flag as the last input,
     ``halting.{weight,bias}``, ``readout.{weight,bias}``.
     """
@@ -82,6 +86,7 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
         super().__init__()
         require_positive(input_size=input_size, output_size=output_size, hidden_size=hidden_size)
         require_positive(max_steps=max_steps)
+        require_number(epsilon=epsilon, halting_bias=halting_bias, digit_classes=digit_classes)
         require(0 <= epsilon < 1, f"epsilon must be in [0, 1), got {epsilon}")
         require(ponder in ("sum", "mean"), f"ponder must be 'sum' or 'mean', got {ponder!r}")
         require(
@@ -113,7 +118,10 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
             found = self.forward(x[None], None if mask is None else mask[None], state)
             return found._replace(output=found.output[0], ponder=found.ponder[0], steps=found.steps[0])
         states = self._start(x, state)
-        run = self._adaptive if self.adaptive else self._plain
+        run = self._plain
+        if self.adaptive:
+            readable = is_plain(self.cell_type, self.cell) and is_plain(nn.Linear, self.halting)
+            run = self._adaptive if readable else self._called
         output, ponder, steps, states = run(x, states, mask)
         if mask is not None:
             output = torch.where(mask[..., None], output, torch.zeros_like(output))
@@ -145,8 +153,30 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
         values = self._probabilities(found.rows)
         batch = found.steps.numel()
         mixed = ops.halting_mean(values, found.weights, found.samples, batch=batch)
-        output = torch.log(mixed.view(*found.steps.shape, -1) + SMALLEST_PROBABILITY)
+        output = torch.log(mixed.view(*found.steps.shape, self.output_size) + SMALLEST_PROBABILITY)
         return output, found.ponder, found.steps, last
+
+    def _called(self, x: Tensor, state: State, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, State]:
+        """:meth:`_adaptive` by calls of cell and halting unit in every substep."""
+        found = []
+        for t, inputs in enumerate(x):
+            padding = None if mask is None else mask[t]
+            limits: dict[str, Any] = {"epsilon": self.epsilon, "max_steps": self.max_steps, "mask": padding}
+            found.append(ops.adaptive_halting(self._substep, inputs, state, **limits))
+            state = found[-1].state
+        ponder, steps = torch.stack([f.ponder for f in found]), torch.stack([f.steps for f in found])
+        if self.digit_classes:
+            output = torch.log(torch.stack([f.output[0] for f in found]) + SMALLEST_PROBABILITY)
+        else:
+            output = self.readout(torch.stack([f.state[0] for f in found]))
+        return output, ponder, steps, state
+
+    def _substep(self, inputs: Tensor, state: State, first: bool) -> tuple[State, State, Tensor]:
+        seen = torch.cat((inputs, inputs.new_full((len(inputs), 1), float(first))), 1)
+        hidden = self.cell(seen, state if len(state) == 2 else state[0])
+        state = (hidden,) if isinstance(hidden, Tensor) else hidden
+        output = (self._probabilities(state[0]),) if self.digit_classes else ()
+        return output, state, torch.sigmoid(self.halting(state[0])).squeeze(1)
 
     def _plain(self, x: Tensor, state: State, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, State]:
         hidden = []
@@ -167,11 +197,12 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
 
     def _probabilities(self, hidden: Tensor) -> Tensor:
         """Probabilities of the digits' classes: (..., H) to (..., O)."""
-        return self.readout(hidden).unflatten(-1, (-1, self.digit_classes)).softmax(-1).flatten(-2)
+        digits = self.output_size // self.digit_classes
+        return self.readout(hidden).unflatten(-1, (digits, self.digit_classes)).softmax(-1).flatten(-2)
 
     def _start(self, x: Tensor, state: Any) -> State:
         shape = (x.shape[1], self.hidden_size)
-        parts = 2 if isinstance(self.cell, nn.LSTMCell) else 1
+        parts = 2 if self.cell_type is nn.LSTMCell else 1
         if state is None:
             return tuple(x.new_zeros(shape) for _ in range(parts))
         found = tuple(state) if isinstance(state, tuple | list) else (state,)
@@ -180,7 +211,7 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
         if [part.shape for part in found] != [torch.Size(shape)] * parts:
             shapes = ", ".join(str(tuple(part.shape)) for part in found)
             raise ValueError(f"{self._name}: state must be {parts} of shape (B, H) = {shape}, got {shapes}")
-        return found
+        return in_precision(found, self.readout.weight)
 
     def _check(self, x: Tensor, mask: Tensor | None) -> None:
         checks.floating(self._name, "x", x)
@@ -189,7 +220,7 @@ class AdaptiveRecurrent(nn.Module, HubMixin):
                 f"{self._name}: x must have shape (T, B, {self.input_size}) with T >= 1 or "
                 f"(B, {self.input_size}), got {tuple(x.shape)}"
             )
-        check_precision(self._name, x, self.cell.weight_ih)
+        check_precision(self._name, x, self.readout.weight)
         if mask is None:
             return
         checks.tensor(self._name, "mask", mask)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ctm_fast.ops import checks
+
+Kept = TypeVar("Kept")
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -31,6 +35,14 @@ def require_positive(**sizes: int) -> None:
         if not isinstance(size, Integral):
             raise TypeError(f"{name} must be an int, got {type(size).__name__}")
         require(size >= 1, f"{name} must be at least 1, got {size}")
+
+
+def require_number(**values: float) -> None:
+    """Raise ``TypeError`` unless every value is a number, :class:`ArgumentError` unless finite."""
+    for name, value in values.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        require(math.isfinite(value), f"{name} must be finite, got {value}")
 
 
 def require_bound(name: str, bound: float | None) -> None:
@@ -84,3 +96,14 @@ def check_layers(model: str, parts: Sequence[Tensor], count: int, shape: Sequenc
         raise ValueError(f"{model}: state's controller must be {count} tensors, got {len(parts)}")
     for part in parts:
         check_part(model, "controller", part, shape, "L, B, C")
+
+
+def in_precision(state: Kept, like: Tensor) -> Kept:
+    """A state, tuples of tensors, in the dtype of ``like``: autocast leaves parts of one in 16 bits."""
+    found: Any = state
+    if isinstance(state, Tensor) and state.is_floating_point():
+        found = state.to(like.dtype)
+    elif isinstance(state, tuple):
+        parts = [in_precision(part, like) for part in state]
+        found = type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return cast(Kept, found)

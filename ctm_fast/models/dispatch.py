@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ctm_fast.loop.plan import why_called
 
 _TENSORS = {"base": ("x",), "sort": ("x",), "qamnist": ("x", "z"), "rl": ("x",)}
 
@@ -44,3 +46,21 @@ def _check(kind: str, model: Any, x: Any) -> None:
         raise ValueError(f"{type(model).__name__}: iterations must be at least 1, got {model.iterations}")
     if kind == "sort" and x.dim() != 2:
         raise ValueError(f"{type(model).__name__}: x must have shape (B, N), got {tuple(x.shape)}")
+
+
+def is_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
+    """Whether the parameters of all modules say what calling them would do.
+
+    So they do if every one is exactly of this class of torch, as this package builds it, without hooks,
+    parametrizations or a forward of its own.
+    """
+    exact = all(type(module) is kind and _as_built(module) for module in modules)
+    return exact and why_called(list(modules)) is None
+
+
+def _as_built(module: nn.Module) -> bool:
+    """With biases (a tensor, of recurrent networks a flag) and tanh, without dropout."""
+    bias: Any = module.bias
+    biased = isinstance(bias, Tensor) or bias is True
+    dropout, activation = getattr(module, "dropout", 0.0), getattr(module, "nonlinearity", "tanh")
+    return biased and not dropout and activation == "tanh"

@@ -17,8 +17,10 @@ from ctm_fast.models.checks import (
     check_memory,
     check_part,
     check_state,
+    in_precision,
     require,
     require_bound,
+    require_number,
     require_positive,
 )
 from ctm_fast.models.dnc_controller import CONTROLLERS
@@ -104,9 +106,11 @@ class DNC(nn.Module, HubMixin):
         require_positive(controller_layers=controller_layers, slots=slots, width=width, read_heads=read_heads)
         known = ", ".join(CONTROLLERS)
         require(controller in CONTROLLERS, f"controller must be one of {known}, got {controller!r}")
-        fits = sparse is None or 1 <= sparse <= slots
-        require(fits, f"sparse must be None or lie in [1, slots={slots}], got {sparse}")
+        kept = slots if sparse is None else sparse
+        require_positive(sparse=kept)
+        require(kept <= slots, f"sparse must be None or lie in [1, slots={slots}], got {sparse}")
         require_bound("clip", clip)
+        require_number(bypass_dropout=bypass_dropout)
         require(0 <= bypass_dropout < 1, f"bypass_dropout must lie in [0, 1), got {bypass_dropout}")
         self.input_size, self.output_size, self.slots, self.clip = input_size, output_size, slots, clip
         self.bypass = nn.Dropout(bypass_dropout)
@@ -162,7 +166,7 @@ class DNC(nn.Module, HubMixin):
         check_memory("DNC", state.memory, batch, width)
         check_part("DNC", "reads", state.reads, (batch, heads, width), "B, R, W")
         self.controller.check("DNC", state.controller, batch)
-        return state
+        return in_precision(state, self.heads.to_output.weight)
 
     def _trace(self, record: list[tuple[Tensor, ops.DncState]]) -> DncTrace:
         parts = self.layout.split(torch.stack([interface for interface, _ in record]))

@@ -21,8 +21,7 @@ from ctm_fast.models.ntm_controller import (
 class GRUController(RecurrentController):
     """Layers of ``torch.nn.GRU``, whose parameters it has."""
 
-    def _build(self) -> nn.RNNBase:
-        return nn.GRU(self.inputs + self.fed_back, self.size, self.layers)
+    kind = nn.GRU
 
     def weights(self) -> list[LayerWeights]:
         return [self._layer(*parameters) for parameters in self.rnn.all_weights]
@@ -40,7 +39,7 @@ class GRUController(RecurrentController):
     def activate(self, gates: Tensor, state: State) -> State:
         reset, update, candidate, remembered = gates.chunk(4, 1)
         new = torch.tanh(torch.addcmul(candidate, torch.sigmoid(reset), remembered))
-        return (torch.lerp(new, state[0], torch.sigmoid(update)),)
+        return (new + torch.sigmoid(update) * (state[0] - new),)  # torch.lerp takes one dtype alone
 
 
 CONTROLLERS: dict[str, type[Controller]] = {

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from ctm_fast import ops
 from ctm_fast.models import ntm_loop
-from ctm_fast.models.checks import check_inputs, check_state, require, require_bound, require_positive
+from ctm_fast.models.checks import (
+    check_inputs,
+    check_state,
+    in_precision,
+    require,
+    require_bound,
+    require_positive,
+)
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_controller import CONTROLLERS, Controller
 from ctm_fast.models.ntm_heads import LinearHeads, SplitHeads
@@ -61,8 +68,8 @@ class NTM(nn.Module, HubMixin):
             shared_weights. Keys and add vectors pass through tanh unless given.
 
     Raises:
-        ArgumentError: a size below 1, an even shift, fewer slots than the shift is wide, an unknown name, or a
-            bound that is not positive.
+        ArgumentError: a size below 1, an even shift, fewer slots than the shift is wide, an unknown name, starts
+            that do not tell the slots apart, or a bound that is not positive.
         TypeError: a size or a bound that is no number, or an option that there is not.
     """
 
@@ -92,7 +99,8 @@ class NTM(nn.Module, HubMixin):
         require_positive(slots=slots, width=width, read_heads=read_heads, write_heads=write_heads)
         for name in layout.keys() - set(OPTIONS):
             raise TypeError(f"NTM: options must be among {', '.join(OPTIONS)}, got {name!r}")
-        require(shift >= 1 and shift % 2 == 1, f"shift must be odd and at least 1, got {shift}")
+        require_positive(shift=shift)
+        require(shift % 2 == 1, f"shift must be odd, got {shift}")
         require(slots >= shift, f"slots must be at least shift={shift}, got {slots}")
         require_bound("clip", clip)
         self.input_size, self.output_size, self.clip = input_size, output_size, clip
@@ -149,7 +157,8 @@ class NTM(nn.Module, HubMixin):
         steps: Steps = []
         if not (self.controller_sees_reads or trace):
             hidden, reads, state = self._sequence(x, state)
-        elif isinstance(self.heads, LinearHeads) and not trace and ntm_loop.usable(state.memory.memory):
+        elif not trace and ntm_loop.usable(self.controller, self.heads, state.memory.memory):
+            assert isinstance(self.heads, LinearHeads)
             hidden, reads, state = ntm_loop.run(self.controller, self.heads, self.layout, self.clip, x, state)
         else:
             hidden, reads, state, steps = self._steps(x, state, trace)
@@ -162,7 +171,7 @@ class NTM(nn.Module, HubMixin):
         check_state("NTM", state, NtmState)
         state.memory.check("NTM", batch, self.layout)
         self.controller.check("NTM", state.controller, batch)
-        return state
+        return in_precision(state, next(self.controller.parameters()))
 
     def _sequence(self, x: Tensor, state: NtmState) -> tuple[Tensor, Tensor, NtmState]:
         """Controller first, then the memory part of all steps in one call."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm_fast.models.checks import check_layers
+from ctm_fast.models.dispatch import is_plain
 
 State = tuple[Tensor, ...]
 Slope = Callable[[int, State], tuple[Tensor, State]]
@@ -43,6 +44,9 @@ class JoinedWeights(NamedTuple):
 class Controller(nn.Module, ABC):
     """What the controllers share.
 
+    A step reads the parameters of torch's own modules below. Where one of them has hooks or parametrizations,
+    or is another in its place, it is called instead, step by step. The controller itself is never called.
+
     Args:
         inputs: I.
         fed_back: F; 0 for a controller that does not see what was read.
@@ -56,6 +60,10 @@ class Controller(nn.Module, ABC):
     def __init__(self, inputs: int, fed_back: int, size: int, layers: int) -> None:
         super().__init__()
         self.inputs, self.fed_back, self.size, self.layers = inputs, fed_back, size, layers
+
+    @abstractmethod
+    def is_plain(self) -> bool:
+        """Whether the modules below do what :meth:`weights` and :meth:`activate` say, and nothing beside."""
 
     @abstractmethod
     def weights(self) -> list[LayerWeights]:
@@ -114,6 +122,8 @@ class Controller(nn.Module, ABC):
         It takes the step's index, the reads (B, F) and the states by layer, and returns the output (B, C) and
         the new states.
         """
+        if not self.is_plain():
+            return self._caller(x)
         weights = self.joined(x)
         projected, joined = weights.projected.unbind(0), [weight.t() for weight in weights.joined]
 
@@ -126,6 +136,16 @@ class Controller(nn.Module, ABC):
                 below = kept[0]
                 new.append(kept[: self.states])
             return below, new
+
+        return step
+
+    def _caller(self, x: Tensor) -> Step:
+        """:meth:`stepper` by calls of the modules."""
+
+        def step(t: int, reads: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+            seen = torch.cat((x[t], reads), 1) if self.fed_back else x[t]
+            outputs, state = self.sequence(seen.unsqueeze(0), self.join(states))
+            return outputs[0], self.split(state)
 
         return step
 
@@ -144,6 +164,9 @@ class FeedForwardController(Controller):
         widths = [inputs + fed_back, *[size] * (layers - 1)]
         self.linears = nn.ModuleList(nn.Linear(width, size) for width in widths)
 
+    def is_plain(self) -> bool:
+        return is_plain(nn.Linear, *self.linears)
+
     def weights(self) -> list[LayerWeights]:
         layers = (cast(nn.Linear, layer) for layer in self.linears)
         return [LayerWeights(layer.weight, None, layer.bias) for layer in layers]
@@ -161,13 +184,14 @@ class RecurrentController(Controller):
     """Layers of ``torch.nn.RNN`` (tanh), whose parameters it has."""
 
     states = 1
+    kind: type[nn.RNNBase] = nn.RNN
 
     def __init__(self, inputs: int, fed_back: int, size: int, layers: int) -> None:
         super().__init__(inputs, fed_back, size, layers)
-        self.rnn: nn.RNNBase = self._build()
+        self.rnn: nn.RNNBase = self.kind(inputs + fed_back, size, layers)  # type: ignore[arg-type]
 
-    def _build(self) -> nn.RNNBase:
-        return nn.RNN(self.inputs + self.fed_back, self.size, self.layers)
+    def is_plain(self) -> bool:
+        return is_plain(self.kind, self.rnn)
 
     def weights(self) -> list[LayerWeights]:
         return [LayerWeights(w, recurrent, b + c) for w, recurrent, b, c in self.rnn.all_weights]
@@ -184,9 +208,7 @@ class LSTMController(RecurrentController):
     """Layers of ``torch.nn.LSTM``, whose parameters it has."""
 
     states = 2
-
-    def _build(self) -> nn.RNNBase:
-        return nn.LSTM(self.inputs + self.fed_back, self.size, self.layers)
+    kind = nn.LSTM
 
     def activate(self, gates: Tensor, state: State) -> State:
         i, f, g, o = gates.chunk(4, 1)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctm_fast import backend, ops
+from ctm_fast.models.dispatch import is_plain
 from ctm_fast.models.ntm_controller import Controller, Slope, State
 from ctm_fast.models.ntm_heads import LinearHeads
 from ctm_fast.models.ntm_state import MemoryState, NtmState
@@ -58,8 +59,12 @@ class Record(NamedTuple):
     memories: Sequence[tuple[Tensor, ...]]  # before every step: memory, read and write weights
 
 
-def usable(memory: Tensor) -> bool:
-    """Whether the loop can run on a memory like this one: natively, eagerly and in one precision."""
+def usable(controller: Controller, heads: nn.Module, memory: Tensor) -> bool:
+    """Whether the loop can run, which calls no module: natively, eagerly, in one precision, on plain modules."""
+    if type(heads) is not LinearHeads or not (
+        controller.is_plain() and is_plain(nn.Linear, heads.to_interface)
+    ):
+        return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(memory.device.type):
         return False
     return memory.dtype in DTYPES and backend.choose("ntm_step", None, memory) == "native"

@@ -22,6 +22,8 @@ KINDS = {
     "read": ("learned", "zeros", "random"),
 }
 
+ALIKE = ("constant", "zeros")
+
 
 class MemoryState(NamedTuple):
     """Memory, what was read last, and the last weightings."""
@@ -72,12 +74,12 @@ class InitialMemory(nn.Module):
         slots, width, read_heads, write_heads: N, W, R, V.
         memory: "constant" 1e-6 (which arXiv 1807.08518 finds to learn fastest), "zeros", "random": drawn once
             from N(0, 0.5^2), or "learned": tanh of a parameter.
-        weights: "learned": softmax of a parameter, "one_hot" on slot 0, or "uniform". A constant memory under
-            uniform weightings treats all slots alike for ever: one of the two must tell them apart.
+        weights: "learned": softmax of a parameter, "one_hot" on slot 0, or "uniform". Beside a
+            constant memory or zeros, uniform weightings would treat all slots alike for ever: refused.
         read: "learned": tanh of a parameter, "zeros", or "random": drawn once from N(0, 0.01^2).
 
     Raises:
-        ArgumentError: an unknown kind.
+        ArgumentError: an unknown kind, or starts that do not tell several slots apart.
     """
 
     memory: Tensor  # (N, W)
@@ -92,6 +94,9 @@ class InitialMemory(nn.Module):
         for name, kind in kinds.items():
             known = KINDS[name]
             require(kind in known, f"{name}_init must be one of {', '.join(known)}, got {kind!r}")
+        apart = slots == 1 or weights != "uniform" or memory not in ALIKE
+        must = f"weights_init must tell slots apart that memory_init={memory!r} does not"
+        require(apart, f"{must}, got {weights!r}")
         self.heads = [read_heads, write_heads]
         self._add("memory", memory, torch.full((slots, width), CONSTANT if memory == "constant" else 0.0))
         first = torch.zeros(sum(self.heads), slots)

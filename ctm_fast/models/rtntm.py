@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctm_fast import ops
-from ctm_fast.models.checks import check_part, check_state, require, require_positive
+from ctm_fast.models.checks import (
+    check_part,
+    check_state,
+    in_precision,
+    require,
+    require_number,
+    require_positive,
+)
 from ctm_fast.models.hub import HubMixin
 from ctm_fast.models.ntm_state import MemoryState, NtmTrace
 from ctm_fast.models.rtntm_encoder import SteppedEncoder, build_encoder
@@ -72,6 +79,9 @@ class RTNTM(nn.Module, HubMixin):
 
     In training the batch norm of the embedding mixes all positions; in evaluation the model is causal.
 
+    The encoder, its layers and their self-attention are read, not called: hooks on them do not run, and no
+    other module may take their place. All other modules are called.
+
     Args:
         vocabulary: tokens V.
         d_model: width D of everything and of a slot.
@@ -113,6 +123,7 @@ class RTNTM(nn.Module, HubMixin):
         require_positive(window=window, state_layers=state_layers)
         require_positive(read_heads=read_heads, write_heads=write_heads)
         require(d_model % heads == 0, f"heads must divide d_model={d_model}, got {heads}")
+        require_number(dropout=dropout, positions=positions)
         require(0 <= dropout < 1, f"dropout must lie in [0, 1), got {dropout}")
         require(positions >= 0, f"positions must not be negative, got {positions}")
         self.vocabulary, self.d_model, self.slots, self.window = vocabulary, d_model, slots, window
@@ -180,8 +191,8 @@ class RTNTM(nn.Module, HubMixin):
         found = checks.tensor("RTNTM", "tokens", tokens)
         if found.dtype != torch.int64:
             raise TypeError(f"RTNTM: tokens must be torch.int64, got {found.dtype}")
-        if found.dim() != 2 or 0 in found.shape:
-            raise ValueError(f"RTNTM: tokens must have shape (B, T), not empty, got {tuple(found.shape)}")
+        if found.dim() != 2 or found.shape[1] < 1:
+            raise ValueError(f"RTNTM: tokens must have shape (B, T), T >= 1, got {tuple(found.shape)}")
         if not (torch.compiler.is_compiling() or found.is_meta):
             checks.indices("RTNTM", "tokens", found, self.vocabulary)
 
@@ -198,6 +209,7 @@ class RTNTM(nn.Module, HubMixin):
                 "RTNTM", "inputs", state.inputs, (batch, state.inputs.shape[1], self.d_model), "B, P, D"
             )
             check_part("RTNTM", "hidden", state.hidden, (len(self.state), batch, self.d_model), "S, B, D")
+            state = in_precision(state, next(self.parameters()))
         if self.positions is not None and state.steps + steps > len(self.positions.embedding):
             raise ValueError(
                 f"RTNTM: tokens must end within positions={len(self.positions.embedding)} steps, "

@@ -108,7 +108,7 @@ def adaptive_recurrence(
     )
 
 
-def _check(inputs: Tensor, tensors: dict[str, Tensor], mask: Tensor | None) -> None:
+def _check(inputs: Tensor, tensors: dict[str, Tensor | None], mask: Tensor | None) -> None:
     checks.floating(OP, "inputs", inputs)
     checks.values(OP, "inputs", inputs)
     checks.rank(OP, "inputs", inputs, "T, B, G")
@@ -120,9 +120,9 @@ def _check(inputs: Tensor, tensors: dict[str, Tensor], mask: Tensor | None) -> N
         raise ValueError(f"{OP}: inputs must have 4 gates of one width beside a cell, got {gates}")
     sizes = {"B": batch, "H": width, "G": gates, "1": 1}
     for name, value in tensors.items():
-        checks.floating(OP, name, value)
+        found = checks.floating(OP, name, value)
         expected = [sizes[letter] for letter in _LETTERS[name].split(", ")]
-        checks.shape(OP, name, value, expected, _LETTERS[name])
-        checks.like(OP, name, value, "inputs", inputs, checks.compute_dtypes(inputs.dtype))
+        checks.shape(OP, name, found, expected, _LETTERS[name])
+        checks.like(OP, name, found, "inputs", inputs, checks.compute_dtypes(inputs.dtype))
     if mask is not None:
         check_mask(OP, mask, inputs.shape[:2], "inputs", inputs)
