@@ -263,6 +263,7 @@ def test_parity_of_two_values_is_learnt() -> None:
     [
         ("act_parity", {"most_nonzeros": 9}, r"most_nonzeros must lie in \[0, 8\], got 9"),
         ("act_parity", {"fewest_nonzeros": 7}, r"fewest_nonzeros must lie in \[0, 6\], got 7"),
+        ("act_parity", {"halting_bias": float("nan")}, "halting_bias must be finite, got nan"),
         ("act_parity", {"values": 0}, "values must be at least 1, got 0"),
         ("act_logic", {"most_gates": 11}, r"most_gates must lie in \[1, 10\], got 11"),
         ("act_logic", {"shortest": 0}, r"shortest must lie in \[1, 3\], got 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tasks import checkpointing
 from tasks.command import main
 from tasks.dnc_babi.data import (
     Stories,
@@ -286,6 +289,7 @@ def test_missing_and_foreign_files(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"slots": 1}, "slots must be at least 2: .*, got 1"),
         ({"questions": ()}, r"questions must be some of 1 to 20, got \(\)"),
         ({"questions": (0, 1)}, r"questions must be some of 1 to 20, got \(0, 1\)"),
         ({"questions": (1, 1)}, r"questions must name every task once, got \(1, 1\)"),
@@ -318,6 +322,39 @@ def test_the_command_trains_evaluates_and_draws(
     assert {p.name for p in out.glob("*.png")} == {"memory.png", "links.png", "training.png"}
     assert main(DncBabi, ["train", *shared[:-1], str(tmp_path), "--overwrite"]) == 1
     assert "babi: data_dir must hold babi/" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_of_its_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "quick", TINY)
+    out = tmp_path / "run"
+    run = ["--preset", "quick", "--out", str(out), "--data-dir", str(folder)]
+    assert main(DncBabi, ["train", *run]) == 0
+    shutil.copytree(folder, tmp_path / "other")
+    for file in (tmp_path / "other").rglob("*.txt"):
+        file.write_text(file.read_text().replace("bathroom", "attic"))  # as many words as before
+    other = [*run[:-1], str(tmp_path / "other")]
+    told = "babi: data_dir must hold the words that .*, got '2 others or missing: attic, bathroom'"
+    for command in (["evaluate", *other], ["analyse", *other], ["train", *other, "--resume"]):
+        capsys.readouterr()
+        assert main(DncBabi, command) == 1
+        assert re.search(told, capsys.readouterr().err)
+    assert main(DncBabi, ["train", *run, "--resume"]) == 0
+
+
+def test_a_checkpoint_without_its_words_loads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, "quick", TINY)
+    run = ["--preset", "quick", "--out", str(tmp_path / "run"), "--data-dir", str(folder)]
+    assert main(DncBabi, ["train", *run]) == 0
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = checkpointing.load(path)
+    del state["args"].words
+    checkpointing.save(state, path)
+    assert main(DncBabi, ["evaluate", *run]) == 0
+    assert main(DncBabi, ["train", *run, "--resume"]) == 0
 
 
 @pytest.mark.needs_data("babi")

@@ -267,6 +267,10 @@ def test_used_slots(used, expected):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: CopyConfig(weights_init="uniform"),
+            "weights_init must not be uniform beside memory_init='const",
+        ),
         (lambda: CopyConfig(slots=64), "slots must be at least 100, one for each vector of the longest sequ"),
         (lambda: RepeatCopyConfig(slots=16), "slots must be at least 20, one for each vector of the longest"),
         (lambda: RecallConfig(slots=19), "slots must be at least 20, one for each item of the longest list"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,13 @@ class Task(ABC, Generic[Config]):
     def make_curriculum(self) -> Curriculum | None:
         """The curriculum whose level :meth:`batch` reads from ``self.curriculum``; None for none."""
         return None
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint keeps of a run: all of its configuration."""
+        return asdict(self.config)
+
+    def check_data(self, settings: Mapping[str, Any]) -> None:
+        """Raise ``UserError`` unless the data are those of a run that kept these ``settings``."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:

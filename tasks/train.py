@@ -9,7 +9,6 @@ import math
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,7 @@ class Trainer:
             "scheduler_state_dict": self.scheduler.state_dict(),
             "scaler_state_dict": scaler.state_dict() if scaler else {},
             "iteration": self.step,
-            "args": Namespace(task=self.task.name, **asdict(self.config)),
+            "args": Namespace(task=self.task.name, **self.task.settings()),
             "best_score": self.best,
             "meters": {name: meter.state_dict() for name, meter in self.meters.items()},
             "curriculum_state_dict": self.task.curriculum.state_dict() if self.task.curriculum else {},
@@ -225,9 +224,11 @@ class Trainer:
         missing = needed - state.keys()
         require(not missing, "checkpoint", f"hold {sorted(missing)}", str(self.folder), "resume")
         saved = vars(state["args"])
-        for name, value in {"task": self.task.name, **asdict(self.config)}.items():
-            must = f"be {saved.get(name)!r} as in the checkpoint"
-            require(name in MAY_CHANGE_ON_RESUME or saved.get(name) == value, name, must, value, "resume")
+        self.task.check_data(saved)
+        for name, value in {"task": self.task.name, **self.task.settings()}.items():
+            before = saved.get(name, value)  # a setting that is newer than the checkpoint
+            must = f"be {before!r} as in the checkpoint"
+            require(name in MAY_CHANGE_ON_RESUME or before == value, name, must, value, "resume")
 
 
 class _Steps(Dataset[Batch]):

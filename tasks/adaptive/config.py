@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +58,8 @@ class AdaptiveConfig(TrainConfig):
         tau, goal = self.time_penalty, self.curriculum_goal
         require(0 <= tau < float("inf"), "time_penalty", "be finite and not negative", tau)
         require(0 < self.epsilon < 1, "epsilon", "lie in (0, 1)", self.epsilon)
+        bias = self.halting_bias
+        require(math.isfinite(bias), "halting_bias", "be finite", bias)
         fits = goal is None or 0 < goal <= 1
         require(fits, "curriculum_goal", "lie in (0, 1] or be None", goal)
 

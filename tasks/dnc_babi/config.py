@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import tyro
+
 from tasks.config import require_positive
 from tasks.dnc.config import DncConfig
 from tasks.dnc_babi.data import NAMED_BY_SENSE, NAMES
@@ -35,9 +37,12 @@ class BabiConfig(DncConfig):
     """Share of questions answered right at which one more is added."""
     curriculum_every: int = 50
     """Steps between two decisions."""
+    words: tyro.conf.Suppress[tuple[str, ...] | None] = None
+    """The vocabulary of the data that were trained on, which a run keeps in its checkpoints; None before that."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.slots >= 2, "slots", "be at least 2: one holds no two facts apart", self.slots)
         known = self.questions and set(self.questions) <= set(ALL)
         require(bool(known), "questions", "be some of 1 to 20", self.questions)
         once = len(set(self.questions)) == len(self.questions)

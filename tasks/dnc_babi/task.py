@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ LARGEST_ERROR = 0.05
 REPLACING = 1
 """The task whose answers stay right where stories are told in a row: later places replace earlier ones."""
 LINKS = 4
+SHOWN = 5
+"""Words that an error names."""
 
 
 class DncBabi(Task[BabiConfig]):
@@ -88,7 +91,18 @@ class DncBabi(Task[BabiConfig]):
         goal = {"accuracy": c.curriculum_goal}
         return Curriculum(range(1, most + 1), every=c.curriculum_every, at_least=goal)
 
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"words": tuple(self.vocabulary)}
+
+    def check_data(self, settings: Mapping[str, Any]) -> None:
+        """The vocabulary must be that of the run: every word has its number in the model."""
+        words = settings.get("words")
+        differing = sorted(self.vocabulary.keys() ^ words) if words else []
+        shown = f"{len(differing)} others or missing: {', '.join(differing[:SHOWN])}"
+        require(not differing, "data_dir", "hold the words that the checkpoint was trained on", shown, "babi")
+
     def build_model(self) -> nn.Module:
+        self.check_data(vars(self.config))
         words = len(self.vocabulary)
         return self.config.build_model(words, words)
 

@@ -72,6 +72,11 @@ class NtmConfig(TrainConfig):
         require_positive(self, "controller_layers slots width read_heads write_heads shift")
         require(self.shift % 2 == 1, "shift", "be odd", self.shift)
         require(self.slots >= self.shift, "slots", f"be at least shift={self.shift}", self.slots)
+        apart = self.slots == 1 or self.weights_init != "uniform" or self.memory_init in ("random", "learned")
+        must = (
+            f"not be uniform beside memory_init={self.memory_init!r}: no slot would ever differ from another"
+        )
+        require(apart, "weights_init", must, self.weights_init)
         size = self.controller_size
         require(
             (size is None) == self.split_hidden, "controller_size", "be None with split_hidden only", size

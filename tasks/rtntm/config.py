@@ -57,7 +57,7 @@ class RTNTMConfig(TrainConfig, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "d_model heads layers slots window read_heads write_heads state_layers")
-        require_positive(self, "longest start rise advance_every")
+        require_positive(self, "start rise advance_every")
         require(self.d_model % self.heads == 0, "heads", f"divide d_model={self.d_model}", self.heads)
         require(0 <= self.dropout < 1, "dropout", "lie in [0, 1)", self.dropout)
         require(0 < self.eps < float("inf"), "eps", "be positive and finite", self.eps)
@@ -105,6 +105,7 @@ class CopyConfig(RTNTMConfig):
     """Tokens: a blank, a delimiter and the symbols."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "length")
         super().__post_init__()
         least = FIRST_SYMBOL + 1
         require(self.vocabulary >= least, "vocabulary", f"be at least {least}", self.vocabulary)
@@ -136,6 +137,7 @@ class AddConfig(RTNTMConfig):
     """Whether the numbers of digits differ within a batch; else a batch shares two random ones."""
 
     def __post_init__(self) -> None:
+        require_positive(self, "digits")
         super().__post_init__()
         require(self.ahead >= 0, "ahead", "not be negative", self.ahead)
 
