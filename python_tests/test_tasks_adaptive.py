@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from tasks.adaptive.addition import END, AdaptiveAddition
 from tasks.adaptive.config import AdaptiveConfig
 from tasks.adaptive.logic import AdaptiveLogic
 from tasks.adaptive.parity import AdaptiveParity
-from tasks.adaptive.pictures import collect
+from tasks.adaptive.pictures import Inputs, _against_each_other, _histogram, _pair, collect
 from tasks.adaptive.sort import AdaptiveSort
 from tasks.adaptive.task import AdaptiveTask
 from tasks.command import main
@@ -244,6 +246,20 @@ def test_collect_leaves_out_padding() -> None:
     assert {len(column) for column in found} == {sum(sizes)}
     assert found.ponder.min() > 1
     assert set(found.place) == {1, 2, 3}
+
+
+def test_no_curve_lies_on_the_frame_or_hides_another() -> None:
+    figure = Figure()
+    panels = figure.subplots(1, 4)
+    ponder = np.array([2.0, 2.0, 3.0, 4.0])
+    sets = {name: Inputs(ponder, ponder % 2, np.arange(4), np.arange(4)) for name in ("a", "b", "c")}
+    _histogram(panels[0], sets)
+    _pair(panels[1:3], sets, "difficulty", "x")
+    _against_each_other(panels[3], sets)
+    for axes, highest in zip(panels, (50, 4, 100, 100), strict=True):
+        assert axes.get_ylim() == (0, pytest.approx(1.08 * highest))
+    widths = [patch.get_linewidth() for patch in panels[0].patches]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == 3
 
 
 def test_parity_of_two_values_is_learnt() -> None:

@@ -30,6 +30,7 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"lw": 0.8, "ms": 2.5},
 )
 """Of the sets in turn, the widest below: curves that coincide all show."""
+HEADROOM = 1.08
 
 
 class Inputs(NamedTuple):
@@ -77,11 +78,13 @@ def collect(task: AdaptiveTask[Any], model: nn.Module, batches: Iterable[Batch])
 def _histogram(axes: Axes, sets: dict[str, Inputs]) -> None:
     longest = max(inputs.ponder.max() for inputs in sets.values())
     bins = np.linspace(0, np.ceil(longest), 41).tolist()
-    for name, inputs in sets.items():
+    for (name, inputs), style in zip(sets.items(), cycle(STYLES), strict=False):
         share = np.full(len(inputs.ponder), 100 / len(inputs.ponder))
         label = f"{name}: mean {inputs.ponder.mean():.2f}"
-        axes.hist(inputs.ponder, bins, weights=share, histtype="step", lw=1.4, label=label)
+        line = {key: value for key, value in style.items() if key != "ms"}
+        axes.hist(inputs.ponder, bins, weights=share, histtype="step", label=label, **line)
     axes.set(xlabel="ponder of an input", ylabel="share of the inputs, %")
+    _from_zero(axes)
 
 
 def _pair(axes: Any, sets: dict[str, Inputs], against: str, label: str) -> None:
@@ -99,7 +102,8 @@ def _pair(axes: Any, sets: dict[str, Inputs], against: str, label: str) -> None:
     axes[0].set_ylabel("ponder: mean, 10 to 90 %")
     axes[1].set_ylabel("inputs answered wrongly, %")
     for panel in axes:
-        panel.set(xlabel=label, ylim=(0, None))
+        panel.set(xlabel=label)
+        _from_zero(panel)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -117,6 +121,11 @@ def _against_each_other(axes: Axes, sets: dict[str, Inputs]) -> None:
         ponder = [inputs.ponder[keep][part].mean() for part in tenths]
         wrong = [100 * inputs.wrong[keep][part].mean() for part in tenths]
         axes.plot(ponder, wrong, marker="o", label=name, **style)
-    axes.set(
-        xlabel="ponder, mean of each tenth of the inputs", ylabel="inputs answered wrongly, %", ylim=(0, None)
-    )
+    axes.set(xlabel="ponder, mean of each tenth of the inputs", ylabel="inputs answered wrongly, %")
+    _from_zero(axes)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Limits from zero to a little above all that is drawn."""
+    highest = axes.dataLim.y1
+    axes.set_ylim(0, HEADROOM * highest if highest > 0 else 1.0)
