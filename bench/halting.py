@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.baselines import halting as plain
 from bench.memory import storages_of
 from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
+from ctm_fast import ops
 from ctm_fast.models import presets
 
 HALTING_BIAS, HALTING_SCALE, MAX_STEPS = -1.0, 3.0, 20
@@ -47,6 +49,21 @@ def own(model: Any, x: Tensor) -> plain.Found:
     return found.output, found.ponder
 
 
+def timestep(model: Any, x: Tensor) -> plain.Found:
+    """One timestep (1, B, I) around ``ops.adaptive_halting``, written as strong eager is."""
+    weight, flag = model.cell.weight_ih[:, :-1], model.cell.weight_ih[:, -1]
+    recurrent, halting = model.cell.weight_hh.t(), model.halting.weight[0]
+
+    def step(gates: Tensor, state: plain.State, first: bool) -> tuple[tuple[()], plain.State, Tensor]:
+        state = plain.cell_update(torch.addmm(gates + flag if first else gates, state[0], recurrent), state)
+        return (), state, torch.sigmoid(torch.addmv(model.halting.bias, state[0], halting))
+
+    gates = F.linear(x[0], weight, model.cell.bias_ih + model.cell.bias_hh)
+    limits = {"epsilon": model.epsilon, "max_steps": model.max_steps}
+    found = ops.adaptive_halting(step, gates, plain.start(model, x), **limits)
+    return model.readout(found.state[0]).unsqueeze(0), found.ponder.unsqueeze(0)
+
+
 class Problem:
     """A network whose samples take different numbers of substeps, and random inputs (T, B, I)."""
 
@@ -73,10 +90,12 @@ class Problem:
         return [output, ponder, *(p.grad for p in self.model.parameters())]
 
 
-def case(config: Config, training: bool, **overrides: Any) -> Case:
-    """A training step or the inference of one network."""
+def case(config: Config, training: bool, forward: Forward = own, **overrides: Any) -> Case:
+    """A training step or the inference of one network; with :func:`timestep` of its first timestep alone."""
     p = Problem(config, training, **overrides)
-    forwards: dict[str, Forward] = {REFERENCE: plain.usual, STRONG: plain.strong, OWN: own}
+    if forward is timestep:
+        p.inputs = p.inputs[:1]
+    forwards: dict[str, Forward] = {REFERENCE: plain.usual, STRONG: plain.strong, OWN: forward}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(partial(plain.usual, step=torch.compile(plain.substep))),
@@ -85,17 +104,19 @@ def case(config: Config, training: bool, **overrides: Any) -> Case:
 
 
 def rows() -> list[Row]:
-    """Training of all networks and inference of two."""
+    """Training of all networks and inference of two; and one timestep of two around the op itself."""
     aimed = Targets(reference=3)
     return [
         *(_row("train", config, aimed) for config in (PARITY, LOGIC, ADDITION, SORT)),
         _row("train", LARGE),
         *(_row("infer", config) for config in (PARITY, LOGIC)),
+        *(_row(f"adaptive-halting{way}", config) for config in (PARITY, LOGIC) for way in ("", "-train")),
     ]
 
 
 def _row(kind: str, config: Config, targets: Targets = NO_TARGETS) -> Row:
-    build = partial(case, config, kind == "train")
+    forward = timestep if kind.startswith("adaptive-halting") else own
+    build = partial(case, config, kind.endswith("train"), forward)
     name = f"adaptive {config.title} B{config.batch}"
     short = kind == "train" and config is LOGIC
     return Row(kind, name, ("halting", "adaptive"), build, targets, quick=short, compiles=short)

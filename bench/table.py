@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import dnc, halting, models, nlm, ntm, ntm_model, sync
+from bench import dnc, halting, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync
 from bench.row import Row
 
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
-    ops = (nlm, sync, ntm, dnc)
-    return [row for module in (*ops, models, ntm_model, halting) for row in module.rows()]
+    ops = (nlm, sync, ntm, dnc, memory_ops)
+    return [row for module in (*ops, models, ntm_model, memory_models, halting) for row in module.rows()]
 
 
 def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:

@@ -16,10 +16,13 @@ EFFORT = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
 @pytest.mark.parametrize("config", [halting.PARITY, halting.LOGIC], ids=lambda c: c.preset)
-def test_rows_measure(config: halting.Config, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forward", [halting.own, halting.timestep])
+def test_rows_measure(
+    forward: halting.Forward, config: halting.Config, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(machine, "rates", lambda: {"sgemm": 1e9, "copy": 1e9})
     tiny = config._replace(batch=3)
-    row = Row("kind", "config", (), lambda: halting.case(tiny, training, hidden_size=8))
+    row = Row("kind", "config", (), lambda: halting.case(tiny, training, forward, hidden_size=8))
     result = measure(row, 0, EFFORT)
     assert set(result["ratios"]) == {REFERENCE, STRONG}
     assert bool(result["kept"]) == training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import dnc, machine, models, nlm, ntm, ntm_model, sync, table
+from bench import dnc, machine, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync, table
 from bench.losses import classes, parity
 from bench.row import OWN, REFERENCE, STRONG, Row, measure
 from bench.timing import Effort
@@ -65,6 +65,25 @@ def test_ntm_model(training, monkeypatch):
     result = measured(lambda: ntm_model.case(2, training))
     assert set(result["ratios"]) == BASELINES
     assert all(error < 1e-4 for error in result["errors"].values())
+    assert bool(result["kept"]) == training
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+@pytest.mark.parametrize("op", memory_ops.OPS)
+def test_memory_ops(op, training):
+    result = measured(lambda: memory_ops.case(memory_ops.OPS[op][0], 2, training))
+    assert set(result["ratios"]) == BASELINES
+    assert all(error < 1e-4 for error in result["errors"].values())
+    assert bool(result["kept"]) == training
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+@pytest.mark.parametrize("model", [memory_models.dnc, memory_models.rtntm_copy])
+def test_memory_models(model, training, monkeypatch):
+    monkeypatch.setattr(memory_models, "LENGTH", 2)
+    result = measured(lambda: memory_models.case(model, 2, training))
+    assert set(result["ratios"]) == BASELINES
+    assert all(error < 1e-3 for error in result["errors"].values())
     assert bool(result["kept"]) == training
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from plain_rtntm import plain
 from torch import Tensor
 
+from bench.baselines.rtntm import forward as plain
 from ctm_fast.models import RTNTM
 
 SMALL: dict[str, Any] = {"vocabulary": 7, "d_model": 12, "heads": 3, "slots": 5, "window": 3}

@@ -34,7 +34,7 @@ def substep(model: Model, x: Tensor, flag: Tensor, state: State) -> tuple[Tensor
 
 def usual(model: Model, inputs: Tensor, step: Substep = substep) -> Found:
     """All timesteps, input by input."""
-    state, outputs, ponders = _start(model, inputs), [], []
+    state, outputs, ponders = start(model, inputs), [], []
     for x in inputs:
         flag = x.new_ones(len(x), 1)
 
@@ -53,11 +53,11 @@ def strong(model: Model, inputs: Tensor) -> Found:
     """All timesteps on inputs projected before."""
     weight, flag = model.cell.weight_ih[:, :-1], model.cell.weight_ih[:, -1]
     recurrent, halting = model.cell.weight_hh.t(), model.halting.weight[0]
-    state, hidden, ponders = _start(model, inputs), [], []
+    state, hidden, ponders = start(model, inputs), [], []
     for gates in F.linear(inputs, weight, model.cell.bias_ih + model.cell.bias_hh):
 
         def advance(state: State, first: bool, gates: Tensor = gates) -> Any:
-            state = _cell(torch.addmm(gates + flag if first else gates, state[0], recurrent), state)
+            state = cell_update(torch.addmm(gates + flag if first else gates, state[0], recurrent), state)
             return state, state, torch.sigmoid(torch.addmv(model.halting.bias, state[0], halting))
 
         state, ponder = _timestep(model, advance, state)
@@ -66,12 +66,14 @@ def strong(model: Model, inputs: Tensor) -> Found:
     return model.readout(torch.stack(hidden)), torch.stack(ponders)
 
 
-def _start(model: Model, inputs: Tensor) -> State:
+def start(model: Model, inputs: Tensor) -> State:
+    """Zeros."""
     parts = 2 if isinstance(model, AdaptiveLSTM) else 1
     return tuple(inputs.new_zeros(inputs.shape[1], model.hidden_size) for _ in range(parts))
 
 
-def _cell(gates: Tensor, state: State) -> State:
+def cell_update(gates: Tensor, state: State) -> State:
+    """The state after a substep, from all gates (B, G) and the state before."""
     if len(state) == 1:
         return (torch.tanh(gates),)
     i, f, g, o = gates.chunk(4, 1)

@@ -60,24 +60,34 @@ def strong(interface: Tensor, state: State, heads: NtmLayout) -> tuple[Tensor, S
     second = interface[:, readers * size :].unflatten(1, (heads.write_heads, size + 2 * width))
     erase, add = second[..., size:].split(width, 2)
     weights = _weights(memory, second[..., :size], writing, width)
-    memory = _written(memory, weights, torch.sigmoid(erase), torch.tanh(add))
+    memory = strong_write(memory, weights, torch.sigmoid(erase), torch.tanh(add))
     read = _weights(memory, first, reading, width)
     return torch.bmm(read, memory), (memory, read, weights)
 
 
 def _weights(memory: Tensor, values: Tensor, previous: Tensor, width: int) -> Tensor:
     """(B, H, N) of heads with raw values (B, H, W + 6)."""
-    key, strengths, shift = torch.tanh(values[..., :width]), values[..., width:], values[..., width + 2 : -1]
-    gate = torch.sigmoid(strengths[..., 1:2])
-    scale = F.softplus(strengths[..., :1]) * torch.rsqrt(key.square().sum(2, keepdim=True) + EPS)
+    key, beta, gate, shift, gamma = values.split((width, 1, 1, 3, 1), 2)
+    strengths = F.softplus(beta.squeeze(2)), torch.sigmoid(gate.squeeze(2))
+    sharpening = 1 + F.softplus(gamma.squeeze(2))
+    return strong_address(memory, torch.tanh(key), *strengths, torch.softmax(shift, 2), sharpening, previous)
+
+
+def strong_address(
+    memory: Tensor, key: Tensor, beta: Tensor, gate: Tensor, shift: Tensor, gamma: Tensor, previous: Tensor
+) -> Tensor:
+    """``ops.ntm_address`` of all heads: key (B, H, W), shift (B, H, 3), previous (B, H, N), the others (B, H)."""
+    scale = (beta * torch.rsqrt(key.square().sum(2) + EPS)).unsqueeze(2)
     lengths = torch.rsqrt(memory.square().sum(2) + EPS).unsqueeze(1)
     content = torch.softmax(torch.bmm(key * scale, memory.transpose(1, 2)) * lengths, 2)
-    circle = F.pad(torch.lerp(previous, content, gate), (1, 1), mode="circular").unfold(2, 3, 1)
-    shifted = (circle * torch.softmax(shift, 2).flip(2).unsqueeze(2)).sum(3)
-    return torch.softmax((1 + F.softplus(strengths[..., -1:])) * shifted.log(), 2)
+    gated = torch.lerp(previous, content, gate.unsqueeze(2))
+    circle = F.pad(gated, (1, 1), mode="circular").unfold(2, 3, 1)
+    shifted = (circle * shift.flip(2).unsqueeze(2)).sum(3)
+    return torch.softmax(gamma.unsqueeze(2) * shifted.log(), 2)
 
 
-def _written(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
+def strong_write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
+    """``ops.ntm_write`` of all heads: weights (B, V, N), erase and add (B, V, W)."""
     columns = weights.transpose(1, 2)
     if weights.shape[1] == 1:
         kept = torch.addcmul(memory, memory * columns, erase, value=-1)

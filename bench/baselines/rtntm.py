@@ -1,4 +1,7 @@
-"""The RTNTM as its definition reads: the whole encoder over the whole context, at every step."""
+"""The RTNTM as its definition reads: the whole encoder over the whole context, at every step.
+
+Letters: B batch, T steps, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from ctm_fast.models.ntm_state import MemoryState
 from ctm_fast.models.rtntm import RTNTM
 
 
-def plain(model: RTNTM, tokens: Tensor) -> tuple[Tensor, MemoryState]:
-    """Logits (B, T, V) and the last memory of `model` for tokens (B, T)."""
+def forward(model: RTNTM, tokens: Tensor) -> tuple[Tensor, MemoryState]:
+    """Logits (B, T, V) and the last memory of ``model`` for tokens (B, T)."""
     steps = tokens.shape[1]
     embedded = model.embedding(tokens)
     if model.positions is not None:
