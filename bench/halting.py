@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.baselines import halting as plain
 from bench.memory import storages_of
@@ -89,6 +90,16 @@ class Problem:
         (output.square().mean() + 0.01 * ponder.mean()).backward()
         return [output, ponder, *(p.grad for p in self.model.parameters())]
 
+    def needed(self) -> float:
+        """Products of every sample up to its own halt, beside those of all samples up to the last one's."""
+        samples = self.inputs.split(1, dim=1)
+        return sum(map(self._products, samples)) / self._products(self.inputs)
+
+    def _products(self, inputs: Tensor) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            plain.strong(self.model, inputs)
+        return counter.get_total_flops()
+
 
 def case(config: Config, training: bool, forward: Forward = own, **overrides: Any) -> Case:
     """A training step or the inference of one network; with :func:`timestep` of its first timestep alone."""
@@ -99,6 +110,7 @@ def case(config: Config, training: bool, forward: Forward = own, **overrides: An
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
         compiled=lambda: p.provider(partial(plain.usual, step=torch.compile(plain.substep))),
+        needed=p.needed(),
         excluded=storages_of([*p.model.parameters(), *p.model.buffers()]),
     )
 

@@ -63,6 +63,7 @@ class Case:
         compiled: makes the torch.compile provider.
         ticks: times are divided by this.
         moved_bytes: bytes that the work must read and write; None where its matrix products are counted.
+        needed: the share of strong eager's matrix products that the work needs.
         estimate: bytes that the reference would keep for backward, found at a smaller size.
         excluded: tensors that the saved-tensor hooks leave out.
     """
@@ -71,6 +72,7 @@ class Case:
     compiled: Callable[[], Provider]
     ticks: int = 1
     moved_bytes: float | None = None
+    needed: float = 1.0
     estimate: Callable[[], float] | None = None
     excluded: Callable[[Tensor], bool] = field(default=lambda _: False)
 
@@ -237,6 +239,6 @@ def _times(samples: Mapping[str, list[float]], ticks: int) -> Json:
 
 def _achieved(case: Case, flop: int, seconds: float, rates: Mapping[str, float]) -> Json:
     """Rate of ctm_fast over a whole call, and its share of this machine's sgemm or copy just before."""
-    of, work = ("copy", case.moved_bytes) if case.moved_bytes is not None else ("sgemm", float(flop))
+    of, work = ("copy", case.moved_bytes) if case.moved_bytes is not None else ("sgemm", case.needed * flop)
     rate = work / seconds
     return {"rate": rate, "of": of, "machine_rate": rates[of], "share": rate / rates[of]}

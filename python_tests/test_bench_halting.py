@@ -38,3 +38,15 @@ def test_baselines_compute_the_model(cls: type[plain.Model], run: halting.Forwar
         loss = (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum() + ponder.sum()
         results.append([output, ponder, *torch.autograd.grad(loss, list(model.parameters()))])
     torch.testing.assert_close(*results)
+
+
+def test_products_of_finished_samples_are_not_counted() -> None:
+    torch.manual_seed(0)
+    some = halting.Problem(halting.PARITY._replace(batch=7), False)
+    shares = [
+        halting.Problem(halting.PARITY._replace(batch=n), False, halting_bias=9.0).needed() for n in (1, 7)
+    ]
+    assert shares == [1.0, 1.0]  # all halt after one substep
+    ponder = halting.own(some.model, some.inputs)[1]
+    steps = ponder.ceil() - 1
+    assert steps.mean() / steps.max() <= some.needed() < 1.0
