@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.baselines import halting as plain
+from bench.flops import counted
 from bench.memory import storages_of
 from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
 from ctm_fast import ops
@@ -96,9 +96,8 @@ class Problem:
         return sum(map(self._products, samples)) / self._products(self.inputs)
 
     def _products(self, inputs: Tensor) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            plain.strong(self.model, inputs)
-        return counter.get_total_flops()
+        with torch.no_grad():
+            return counted(lambda: plain.strong(self.model, inputs))[1]
 
 
 def case(config: Config, training: bool, forward: Forward = own, **overrides: Any) -> Case:

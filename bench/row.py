@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import machine, timing
+from bench.flops import counted
 from bench.memory import hook_bytes, live_bytes
 
 REFERENCE, STRONG, COMPILED, OWN = "reference", "strong eager", "torch.compile", "ctm_fast"
@@ -160,12 +160,9 @@ def check(case: Case) -> Checked:
     seconds, errors, flop = {}, {}, 0
     expected: list[Tensor] = []
     for name, provider in case.providers.items():
-        counter = FlopCounterMode(display=False)
         start = time.perf_counter()
         if name == STRONG:
-            with counter:
-                found = provider.check()
-            flop = counter.get_total_flops()
+            found, flop = counted(provider.check)
         else:
             found = provider.check()
         seconds[name] = time.perf_counter() - start
