@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 BACKENDS = ("reference", "native", "triton")
 OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
+TRITON_OPS = ("sync",)
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
+
+TRITON_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 class _Selection(threading.local):
@@ -90,12 +94,24 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
     if backend == "reference":
         return None
     if backend == "triton":
-        return f"{op} has no Triton kernel in this version"
+        return _triton_reason(op, device, dtype)
     if device != "cpu":
         return f"the native kernels of {op} run on the CPU only in this version"
     if dtype not in NATIVE_DTYPES:
         return f"the native kernels of {op} take {', '.join(NATIVE_DTYPES)}"
     return _NATIVE_REASON
+
+
+def _triton_reason(op: str, device: str, dtype: str) -> str | None:
+    if op not in TRITON_OPS:
+        return f"{op} has no Triton kernel in this version"
+    if dtype not in TRITON_DTYPES:
+        return f"the Triton kernels of {op} take {', '.join(TRITON_DTYPES)}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install 'ctm_fast[triton]'"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels run on the GPU; on the CPU only in the interpreter, with TRITON_INTERPRET=1"
+    return None
 
 
 def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
@@ -108,7 +124,8 @@ def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
     name = backend or _selection.name
     device, dtype = tensor.device.type, str(tensor.dtype).removeprefix("torch.")
     if name is None:
-        return "native" if why_not(op, "native", device, dtype) is None else "reference"
+        best = "native" if device == "cpu" else "triton"
+        return best if why_not(op, best, device, dtype) is None else "reference"
     reason = why_not(op, name, device, dtype)
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} cannot run here: {reason}")
