@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +21,7 @@ BACKENDS = ("reference", "native", "triton")
 OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
 TRITON_OPS = ("sync",)
+"""Ops of which every function has Triton kernels, and single functions of others."""
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
 TRITON_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -103,7 +104,10 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
 
 
 def _triton_reason(op: str, device: str, dtype: str) -> str | None:
-    if op not in TRITON_OPS:
+    if op not in TRITON_OPS and op.partition("_")[0] not in TRITON_OPS:
+        written = " and ".join(name for name in TRITON_OPS if name.startswith(f"{op}_"))
+        if written:
+            return f"of the functions of {op} only {written} has Triton kernels in this version"
         return f"{op} has no Triton kernel in this version"
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels of {op} take {', '.join(TRITON_DTYPES)}"
@@ -114,19 +118,22 @@ def _triton_reason(op: str, device: str, dtype: str) -> str | None:
     return None
 
 
-def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
+def choose(
+    op: str, backend: str | None, tensor: torch.Tensor, too_large: Mapping[str, str | None] | None = None
+) -> str:
     """The backend that runs ``op`` on a tensor like this one.
 
     ``backend`` None takes :func:`selected`, then the best that can run. A named one raises ``ValueError`` if
-    unknown and ``RuntimeError`` with the reason if it cannot run.
+    unknown and ``RuntimeError`` with the reason if it cannot run. ``too_large`` holds by backend why it cannot
+    run sizes as large as these.
     """
     check_name(backend, op)
     name = backend or _selection.name
     device, dtype = tensor.device.type, str(tensor.dtype).removeprefix("torch.")
+    best = name or ("native" if device == "cpu" else "triton")
+    reason = why_not(op, best, device, dtype) or (too_large or {}).get(best)
     if name is None:
-        best = "native" if device == "cpu" else "triton"
-        return best if why_not(op, best, device, dtype) is None else "reference"
-    reason = why_not(op, name, device, dtype)
+        return best if reason is None else "reference"
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} cannot run here: {reason}")
     return name

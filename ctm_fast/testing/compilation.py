@@ -41,7 +41,7 @@ def words() -> list[str]:
     """The ops that have Triton kernels."""
     from ctm_fast.backend import TRITON_OPS
 
-    return list(TRITON_OPS)
+    return list(dict.fromkeys(op.partition("_")[0] for op in TRITON_OPS))
 
 
 def kernels_of(word: str) -> tuple[Kernel, ...]:
