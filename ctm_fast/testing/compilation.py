@@ -69,7 +69,12 @@ def _compile(function: Any, kernel: Kernel, dtype: str, architecture: int) -> tu
     runtime = [name for name in function.arg_names if name not in kernel.sizes]
     signature = dict(zip(runtime, kernel.types(dtype), strict=True))
     signature |= dict.fromkeys(kernel.sizes, "constexpr")
-    source = ASTSource(function, signature, constexprs=kernel.sizes)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(function.arg_names)
+        if signature[name].startswith("*")
+    }  # as memory from torch's allocators is
+    source = ASTSource(function, signature, constexprs=kernel.sizes, attrs=aligned)
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options={"num_warps": kernel.warps})
     registers, spills = _assembled(compiled.asm["ptx"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 SUMS = ("float32", "float64")
+FLOATS = (*SUMS, "bfloat16", "float16")
 _TRITON_NAMES = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "float16": "fp16"}
 
 
