@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BACKENDS = ("reference", "native", "triton")
 OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
-TRITON_OPS = ("sync",)
+TRITON_OPS = ("dnc_link", "nlm", "ntm", "sync")
 """Ops of which every function has Triton kernels, and single functions of others."""
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
@@ -119,19 +119,19 @@ def _triton_reason(op: str, device: str, dtype: str) -> str | None:
 
 
 def choose(
-    op: str, backend: str | None, tensor: torch.Tensor, too_large: Mapping[str, str | None] | None = None
+    op: str, backend: str | None, tensor: torch.Tensor, refused: Mapping[str, str] | None = None
 ) -> str:
     """The backend that runs ``op`` on a tensor like this one.
 
     ``backend`` None takes :func:`selected`, then the best that can run. A named one raises ``ValueError`` if
-    unknown and ``RuntimeError`` with the reason if it cannot run. ``too_large`` holds by backend why it cannot
-    run sizes as large as these.
+    unknown and ``RuntimeError`` with the reason if it cannot run. ``refused`` holds by backend why it cannot run
+    this call.
     """
     check_name(backend, op)
     name = backend or _selection.name
     device, dtype = tensor.device.type, str(tensor.dtype).removeprefix("torch.")
     best = name or ("native" if device == "cpu" else "triton")
-    reason = why_not(op, best, device, dtype) or (too_large or {}).get(best)
+    reason = why_not(op, best, device, dtype) or (refused or {}).get(best)
     if name is None:
         return best if reason is None else "reference"
     if reason is not None:

@@ -21,11 +21,13 @@ def register(
 ) -> None:
     """Register the functions ``names`` of ``ctm_fast.ops.<word>.triton`` as ops of the same name and a suffix."""
     for name, fake in zip(names, fakes, strict=True):
-        library.impl(name + SUFFIX, _lazily(word, name), "CompositeExplicitAutograd")
+        library.impl(name + SUFFIX, function(word, name), "CompositeExplicitAutograd")
         torch.library.register_fake(f"ctm_fast::{name}{SUFFIX}", fake)
 
 
-def _lazily(word: str, name: str) -> Callable[..., Any]:
+def function(word: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``ctm_fast.ops.<word>.triton``, imported when it is called."""
+
     def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(f"ctm_fast.ops.{word}.triton"), name)(*arguments)
 

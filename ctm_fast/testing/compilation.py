@@ -76,7 +76,7 @@ def _compile(function: Any, kernel: Kernel, dtype: str, architecture: int) -> tu
     }  # as memory from torch's allocators is
     source = ASTSource(function, signature, constexprs=kernel.sizes, attrs=aligned)
     target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": kernel.warps})
+    compiled = triton.compile(source, target=target, options=kernel.options)
     registers, spills = _assembled(compiled.asm["ptx"])
     return registers, compiled.metadata.shared, spills
 

@@ -18,6 +18,7 @@ class Kernel:
         scalars: the types of the arguments behind these.
         dtypes: dtypes of the activations to compile it for.
         warps: of 32 threads each.
+        registers: how many a thread may have; None leaves it to the assembler.
         sizes: its compile-time arguments.
     """
 
@@ -29,10 +30,12 @@ class Kernel:
         *,
         dtypes: tuple[str, ...] = SUMS,
         warps: int = 4,
+        registers: int | None = None,
         **sizes: Any,
     ) -> None:
         self.name, self.pointers, self.scalars = name, pointers.split(), scalars.split()
-        self.dtypes, self.warps, self.sizes = dtypes, warps, sizes
+        self.dtypes, self.sizes = dtypes, sizes
+        self.options = {"num_warps": warps, "maxnreg": registers}
 
     def types(self, dtype: str) -> list[str]:
         """Triton's names of the types of all run-time arguments."""
