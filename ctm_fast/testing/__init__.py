@@ -24,7 +24,7 @@ from ctm_fast.testing.contract import (
 CASES = dnc.CASES + halting.CASES + nlm.CASES + ntm.CASES + sync.CASES
 SMALL = dnc.SMALL + halting.SMALL + nlm.SMALL + ntm.SMALL + sync.SMALL
 EXTREME = halting.EXTREME + nlm.EXTREME + ntm.EXTREME + sync.EXTREME
-INTERPRETED = dnc.INTERPRETED + ntm.INTERPRETED + sync.INTERPRETED
+INTERPRETED = dnc.INTERPRETED + nlm.INTERPRETED + ntm.INTERPRETED + sync.INTERPRETED
 
 __all__ = [
     "CASES",

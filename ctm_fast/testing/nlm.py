@@ -77,7 +77,7 @@ INTERPRETED = (
     OpCase("nlm", "deep", (5, 3, 6, 4)),
     OpCase("nlm", "deep-dropout", (3, 2, 9, 20), _DROPOUT),
     OpCase("nlm", "two-blocks", (65, 1, 17, 3)),
-    OpCase("nlm", "one-of-all", (1, 1, 1, 1)),
+    OpCase("nlm", "memory-1-hidden-1", (7, 3, 1, 1)),
     OpCase("nlm", "linear", (5, 4, 6, 0)),
     OpCase("nlm", "linear-dropout", (4, 3, 9, 0), _DROPOUT),
     OpCase("nlm", "no-batch", (0, 9, 4, 2)),
@@ -85,12 +85,20 @@ INTERPRETED = (
 )
 """Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
 
-_PRESETS = {"cifar10": (15, 64), "imagenet": (25, 64), "mazes": (25, 32), "parity": (25, 16), "linear": (25, 1)}
+_PRESETS = {
+    "cifar10": (15, 64),
+    "imagenet": (25, 64),
+    "mazes": (25, 32),
+    "parity": (25, 16),
+    "linear": (25, 1),
+}
 _POINTERS = {"forward_kernel": "f f i64 f", "input_kernel": "f f i64 f f", "weight_kernel": "f f i64 f s"}
 _MORE = {"forward_kernel": "", "input_kernel": " i32 i32 i32 i32 i32", "weight_kernel": " i32 i32 i32"}
 
 
-def _over_rows(name: str, memory: int, hidden: int, dtypes: tuple[str, ...] = SUMS, **sizes: Any) -> list[Kernel]:
+def _over_rows(
+    name: str, memory: int, hidden: int, dtypes: tuple[str, ...] = SUMS, **sizes: Any
+) -> list[Kernel]:
     """A kernel on the loop form's history, whose rows are innermost, by 64 samples or more."""
     found = []
     for dtype in dtypes:
@@ -111,5 +119,7 @@ KERNELS = (
     *(x for name in _POINTERS for x in _over_rows(name, 25, 64, DROP=True)),
     *(x for name in _POINTERS for x in _over_rows(name, 100, 128)),
     Kernel("pack_kernel", "f f f f f f f", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32),
-    Kernel("unpack_kernel", "f s f f f f fp64", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32),
+    Kernel(
+        "unpack_kernel", "f s f f f f fp64", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32
+    ),
 )

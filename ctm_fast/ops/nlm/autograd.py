@@ -31,7 +31,9 @@ Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
 
 def kernels_of(backend: str) -> Any:
     """The module with ``pack``, ``unpack``, ``run_forward``, ``run_backward``, ``drop_args`` and ``buffer``."""
-    return sys.modules[__name__] if backend == "native" else importlib.import_module("ctm_fast.ops.nlm.triton")
+    return (
+        sys.modules[__name__] if backend == "native" else importlib.import_module("ctm_fast.ops.nlm.triton")
+    )
 
 
 def buffer(like: Tensor, *shape: int) -> Tensor:

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ctm_fast.ops.triton import block
 
+
+class Limits(NamedTuple):
+    """What the registers of a kernel hold without spilling."""
+
+    rows: int
+    """Of a block, where sums have 32 bits; half as many of 64 bits."""
+    memory: int | None
+    """Steps of memory in a block of gradients, if the kernel has any."""
+    elements: int
+    """Of a block per warp, counted in 32 bits."""
+
+
+LIMITS = {
+    "forward_kernel": Limits(64, None, 1024),
+    "input_kernel": Limits(64, 16, 1024),
+    "weight_kernel": Limits(32, 32, 512),
+}
+MOST_INPUTS = 16  # of the first layer that are multiplied at once
 MOST_HIDDEN = 64
-MOST_MEMORY = {"forward_kernel": 32, "input_kernel": 16, "weight_kernel": 32}
-ELEMENTS = 1024  # of the widest tile, per warp
 
 
 def blocks(kernel: str, rows: int, memory: int, hidden: int, wide: bool) -> dict[str, int]:
-    """Rows, steps of memory and hidden units of a block, and warps; ``wide`` elements have 64 bits."""
-    r, h = block(rows, 16, 32 if wide else 64), block(hidden, 4, MOST_HIDDEN)
-    sizes = {"BLOCK_R": r, "BLOCK_M": block(memory, 8, MOST_MEMORY[kernel]), "BLOCK_H": h}
-    return sizes | {"num_warps": block(2 * r * h // ELEMENTS, 1, 8)}
+    """Rows, inputs, steps of memory and hidden units of a block, and warps; ``wide`` elements have 64 bits."""
+    most, words = LIMITS[kernel], 2 if wide else 1
+    r, k, h = (
+        block(rows, 16, most.rows // words),
+        block(memory, 8, MOST_INPUTS),
+        block(hidden, 4, MOST_HIDDEN),
+    )
+    m = block(memory, 8, most.memory or MOST_INPUTS)
+    sizes = {"BLOCK_R": r, "BLOCK_K": k, "BLOCK_H": h}
+    if most.memory is not None:
+        sizes["BLOCK_M"] = m
+    return sizes | {"num_warps": block(2 * r * max(h, m) * words // most.elements, 1, 8)}

@@ -18,7 +18,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LINE = tl.constexpr(32)  # elements to which a neuron's packed weights are rounded up
 GOLDEN = tl.constexpr(0x9E3779B1)
 
 
@@ -28,26 +27,26 @@ def wide(x):
     return x if x.dtype == tl.float64 else x.to(tl.float32)
 
 
-@triton.jit
-def second_at(MEMORY: tl.constexpr, HIDDEN: tl.constexpr):
+@triton.constexpr_function
+def second_at(memory: int, hidden: int) -> int:
     """Where w2 begins in a neuron's packed weights."""
-    return (MEMORY + 1) * 2 * HIDDEN
+    return (memory + 1) * 2 * hidden
 
 
-@triton.jit
-def divisors_at(MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr):
+@triton.constexpr_function
+def divisors_at(memory: int, hidden: int, deep: bool) -> int:
     """Where t1 and t2 lie in a neuron's packed weights."""
-    return (MEMORY + 1) * 2 * HIDDEN + (2 * HIDDEN + 2 if DEEP else 0)
+    return (memory + 1) * 2 * hidden + (2 * hidden + 2 if deep else 0)
 
 
-@triton.jit
-def packed_size(MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr):
+@triton.constexpr_function
+def packed_size(memory: int, hidden: int, deep: bool) -> int:
     """Elements of a neuron's packed weights."""
-    return (divisors_at(MEMORY, HIDDEN, DEEP) + 2 + LINE - 1) // LINE * LINE
+    return ((memory + 1) * 2 * hidden + (2 * hidden + 2 if deep else 0) + 2 + 31) // 32 * 32
 
 
 @triton.jit
-def first_place(c, MEMORY: tl.constexpr, HIDDEN: tl.constexpr):
+def first_place(c, HIDDEN: tl.constexpr):
     """The step of memory (M stands for the bias) and the output of w1 that a packed column holds."""
     unit = c % (2 * HIDDEN)
     return c // (2 * HIDDEN), unit % 2 * HIDDEN + unit // 2
@@ -84,16 +83,16 @@ def inputs(seen, drop, m0, MEMORY: tl.constexpr, DROP: tl.constexpr, BLOCK_M: tl
 
 @triton.jit
 def first_weights(
-    w, m0, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr
+    w, m0, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr
 ):
     """w1 (M, 2H) from step ``m0`` of memory and hidden unit ``h0`` on."""
-    m, c = m0 + tl.arange(0, BLOCK_M), 2 * h0 + tl.arange(0, 2 * BLOCK_H)
+    m, c = m0 + tl.arange(0, BLOCK_K), 2 * h0 + tl.arange(0, 2 * BLOCK_H)
     inside = (m < MEMORY)[:, None] & (c < 2 * HIDDEN)[None, :]
     return wide(tl.load(w + m[:, None] * (2 * HIDDEN) + c[None, :], mask=inside, other=0.0))
 
 
 @triton.jit
-def second_weights(w, half, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, BLOCK_H: tl.constexpr):
+def second_weights(w, half, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr):
     """A half (H) of w2 from hidden unit ``h0`` on."""
     h = h0 + tl.arange(0, BLOCK_H)
     return wide(tl.load(w + second_at(MEMORY, HIDDEN) + 2 * h + half, mask=h < HIDDEN, other=0.0))
@@ -102,22 +101,24 @@ def second_weights(w, half, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP
 @triton.jit
 def hidden(
     seen, drop, w, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Both halves (R, H) of the hidden units from ``h0`` on."""
     c = 2 * h0 + tl.arange(0, 2 * BLOCK_H)
     bias = wide(tl.load(w + MEMORY * 2 * HIDDEN + c, mask=c < 2 * HIDDEN, other=0.0))
     u = tl.broadcast_to(bias[None, :], (BLOCK_R, 2 * BLOCK_H))
-    for m0 in tl.range(0, MEMORY, BLOCK_M, num_stages=1):
-        x = inputs(seen, drop, m0, MEMORY, DROP, BLOCK_M)
-        weights = first_weights(w, m0, h0, MEMORY, HIDDEN, BLOCK_M, BLOCK_H)
+    for m0 in tl.range(0, MEMORY, BLOCK_K, num_stages=1):
+        x = inputs(seen, drop, m0, MEMORY, DROP, BLOCK_K)
+        weights = first_weights(w, m0, h0, MEMORY, HIDDEN, BLOCK_K, BLOCK_H)
         u = tl.dot(x, weights, u, input_precision="ieee", out_dtype=u.dtype)
     u *= 1 / wide(tl.load(w + divisors_at(MEMORY, HIDDEN, DEEP)))
     return tl.split(tl.reshape(u, (BLOCK_R, BLOCK_H, 2)))
 
 
 @triton.jit
-def activations(drop, a, g, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DROP: tl.constexpr, BLOCK_H: tl.constexpr):
+def activations(
+    drop, a, g, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DROP: tl.constexpr, BLOCK_H: tl.constexpr
+):
     """What the second layer takes in (R, H)."""
     h = h0 + tl.arange(0, BLOCK_H)
     v = a * tl.sigmoid(g)
@@ -134,8 +135,8 @@ def part_of_outputs(
     """What these hidden units add to both outputs (R)."""
     if DEEP:
         v = activations(drop, a, g, h0, MEMORY, HIDDEN, DROP, BLOCK_H)
-        a = v * second_weights(w, 0, h0, MEMORY, HIDDEN, DEEP, BLOCK_H)[None, :]
-        g = v * second_weights(w, 1, h0, MEMORY, HIDDEN, DEEP, BLOCK_H)[None, :]
+        a = v * second_weights(w, 0, h0, MEMORY, HIDDEN, BLOCK_H)[None, :]
+        g = v * second_weights(w, 1, h0, MEMORY, HIDDEN, BLOCK_H)[None, :]
     else:
         first = (tl.arange(0, BLOCK_H) == 0)[None, :]
         a, g = tl.where(first, a, 0.0), tl.where(first, g, 0.0)
@@ -145,13 +146,13 @@ def part_of_outputs(
 @triton.jit
 def outputs(
     seen, drop, w, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Both outputs (R) of the neuron, and both halves (R, H) of its first hidden units."""
-    a, g = hidden(seen, drop, w, 0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
+    a, g = hidden(seen, drop, w, 0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
     oa, og = part_of_outputs(drop, w, a, g, 0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_H)
     for h0 in tl.range(BLOCK_H, HIDDEN, BLOCK_H, num_stages=1):
-        more = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
+        more = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
         part = part_of_outputs(drop, w, more[0], more[1], h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_H)
         oa += part[0]
         og += part[1]
@@ -177,13 +178,13 @@ def output_gradients(seen, w, dz, oa, og, MEMORY: tl.constexpr, HIDDEN: tl.const
 @triton.jit
 def hidden_gradients(
     drop, inside, w, a, g, da, dg, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr,
-    DROP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    DROP: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gradients (R, H) of both halves of the hidden units from ``h0`` on, before their division by t1."""
     h = h0 + tl.arange(0, BLOCK_H)
     if DEEP:
-        grad = da[:, None] * second_weights(w, 0, h0, MEMORY, HIDDEN, DEEP, BLOCK_H)[None, :]
-        grad += dg[:, None] * second_weights(w, 1, h0, MEMORY, HIDDEN, DEEP, BLOCK_H)[None, :]
+        grad = da[:, None] * second_weights(w, 0, h0, MEMORY, HIDDEN, BLOCK_H)[None, :]
+        grad += dg[:, None] * second_weights(w, 1, h0, MEMORY, HIDDEN, BLOCK_H)[None, :]
         if DROP:
             grad *= keep(drop, MEMORY + h)
         gate = tl.sigmoid(g)
@@ -215,15 +216,15 @@ def through_first_layer(
     if BLOCK_H < 16:
         du = tl.reshape(tl.join(first, second), (BLOCK_R, 2 * BLOCK_H))
         weights = weights_of(w, m0, 2 * h0, 1, MEMORY, HIDDEN, BLOCK_M, 2 * BLOCK_H)
-        return tl.dot(du, weights, total, input_precision="ieee", out_dtype=total.dtype)
-    # Four short products: the registers would not hold the operands of one.
-    first = tl.split(tl.reshape(first, (BLOCK_R, BLOCK_H // 2, 2)))
-    second = tl.split(tl.reshape(second, (BLOCK_R, BLOCK_H // 2, 2)))
-    for i in tl.static_range(2):
-        weights = weights_of(w, m0, 2 * h0 + 2 * i, 4, MEMORY, HIDDEN, BLOCK_M, BLOCK_H // 2)
-        total = tl.dot(first[i], weights, total, input_precision="ieee", out_dtype=total.dtype)
-        weights = weights_of(w, m0, 2 * h0 + 2 * i + 1, 4, MEMORY, HIDDEN, BLOCK_M, BLOCK_H // 2)
-        total = tl.dot(second[i], weights, total, input_precision="ieee", out_dtype=total.dtype)
+        total = tl.dot(du, weights, total, input_precision="ieee", out_dtype=total.dtype)
+    else:  # four short products: the registers would not hold the operands of one
+        first = tl.split(tl.reshape(first, (BLOCK_R, BLOCK_H // 2, 2)))
+        second = tl.split(tl.reshape(second, (BLOCK_R, BLOCK_H // 2, 2)))
+        for i in tl.static_range(2):
+            weights = weights_of(w, m0, 2 * h0 + 2 * i, 4, MEMORY, HIDDEN, BLOCK_M, BLOCK_H // 2)
+            total = tl.dot(first[i], weights, total, input_precision="ieee", out_dtype=total.dtype)
+            weights = weights_of(w, m0, 2 * h0 + 2 * i + 1, 4, MEMORY, HIDDEN, BLOCK_M, BLOCK_H // 2)
+            total = tl.dot(second[i], weights, total, input_precision="ieee", out_dtype=total.dtype)
     return total
 
 
@@ -242,20 +243,24 @@ def rows_of(
 @triton.jit
 def block_gradients(
     seen, drop, w, dz, total, m0, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr,
-    DROP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    DROP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gradients of w1 (M, 2H), added to ``total``, of b1 and w2 (2H), and of both b2 by a block of rows."""
     inside = seen[2]
-    oa, og, a, g = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
+    oa, og, a, g = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
     da, dg = output_gradients(seen, w, dz, oa, og, MEMORY, HIDDEN, DEEP)
     if HIDDEN > BLOCK_H:
-        a, g = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
-    first, second = hidden_gradients(
-        drop, inside, w, a, g, da, dg, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_H
-    )
+        a, g = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
+    first, second = hidden_gradients(drop, inside, w, a, g, da, dg, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_H)
     du = tl.reshape(tl.join(first, second), (BLOCK_R, 2 * BLOCK_H))
     x = inputs(seen, drop, m0, MEMORY, DROP, BLOCK_M)
     total = tl.dot(tl.trans(x), du, total, input_precision="ieee", out_dtype=total.dtype)
     v = tl.where(inside[:, None], activations(drop, a, g, h0, MEMORY, HIDDEN, DROP, BLOCK_H), 0.0)
     first, second = tl.sum(v * da[:, None], 0), tl.sum(v * dg[:, None], 0)
-    return total, tl.sum(du, 0), tl.reshape(tl.join(first, second), (2 * BLOCK_H,)), tl.sum(da, 0), tl.sum(dg, 0)
+    return (
+        total,
+        tl.sum(du, 0),
+        tl.reshape(tl.join(first, second), (2 * BLOCK_H,)),
+        tl.sum(da, 0),
+        tl.sum(dg, 0),
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import NO_DROPOUT
+from ctm_fast.ops.native import NO_DROPOUT, Drop
 from ctm_fast.ops.nlm import autograd, reference
 from ctm_fast.ops.nlm.arguments import Weights, check_dropout, check_weights
 
@@ -88,7 +88,7 @@ class _Rows:
         memory, row, neuron = data.stride()
         return (row, neuron, memory)
 
-    def drop_at(self, t: int) -> autograd.Drop:
+    def drop_at(self, t: int) -> Drop:
         """Dropout arguments of tick ``t``."""
         return (self.drop[0], self.drop[1], t * self.batch) if self.drop[0] else NO_DROPOUT
 

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ctm_fast.ops.native import NO_DROPOUT, compute_dtype
+from ctm_fast.ops.nlm.blocks import blocks
 from ctm_fast.ops.nlm.device import (
-    LINE,
     block_gradients,
     divisors_at,
     first_place,
@@ -30,7 +30,6 @@ from ctm_fast.ops.nlm.device import (
     second_at,
     through_first_layer,
 )
-from ctm_fast.ops.nlm.blocks import blocks
 from ctm_fast.ops.triton import device_of
 
 APART = tl.constexpr(256)  # rows whose weight gradients are summed before they join the rest
@@ -50,7 +49,7 @@ def pack_kernel(
     c, size = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None], packed_size(MEMORY, HIDDEN, DEEP)
     d = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)[None, :]
     there = d < neurons
-    m, out = first_place(c, MEMORY, HIDDEN)
+    m, out = first_place(c, HIDDEN)
     last, k = divisors_at(MEMORY, HIDDEN, DEEP), c - second_at(MEMORY, HIDDEN)
     found = tl.load(b1 + d * (2 * HIDDEN) + out, mask=there & (m == MEMORY), other=0.0)
     at = w1 + (m * 2 * HIDDEN + out) * neurons.to(tl.int64) + d
@@ -76,7 +75,7 @@ def unpack_kernel(
     there = (d < neurons) & (c < divisors_at(MEMORY, HIDDEN, DEEP))
     found = tl.load(grad + d * size + c, mask=there, other=0.0)
     product = found.to(tl.float64) * tl.load(packed + d * size + c, mask=there, other=0.0).to(tl.float64)
-    m, out = first_place(c, MEMORY, HIDDEN)
+    m, out = first_place(c, HIDDEN)
     tl.store(w1 + (m * 2 * HIDDEN + out) * neurons.to(tl.int64) + d, found, mask=there & (m < MEMORY))
     tl.store(b1 + d * (2 * HIDDEN) + out, found, mask=there & (m == MEMORY))
     k = c - second_at(MEMORY, HIDDEN)
@@ -92,7 +91,7 @@ def unpack_kernel(
 def forward_kernel(
     x, packed, seed, z, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Post-activations z (R, D)."""
     d = (tl.program_id(0) % neurons).to(tl.int64)
@@ -100,7 +99,7 @@ def forward_kernel(
         tl.program_id(0) // neurons * BLOCK_R, x, packed, seed, rows, neurons, d, first_row, threshold, scale,
         stride_r, stride_d, stride_m, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R,
     )  # fmt: skip
-    oa, og, _, _ = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
+    oa, og, _, _ = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
     tl.store(z + seen[1] * neurons + d, oa * tl.sigmoid(og), mask=seen[2])
 
 
@@ -109,7 +108,7 @@ def input_kernel(
     x, packed, seed, dz, dx, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     dz_r, dz_d, dx_r, dx_d, dx_m, ADD: tl.constexpr,
     MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the inputs, written to ``dx`` or added to it."""
     d = (tl.program_id(0) % neurons).to(tl.int64)
@@ -118,25 +117,28 @@ def input_kernel(
         stride_r, stride_d, stride_m, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R,
     )  # fmt: skip
     _, r, inside, _, _ = seen
-    oa, og, a, g = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
+    oa, og, a, g = outputs(seen, drop, w, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
     da, dg = output_gradients(seen, w, (dz + d * dz_d, dz_r), oa, og, MEMORY, HIDDEN, DEEP)
-    first, second = hidden_gradients(
-        drop, inside, w, a, g, da, dg, 0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_H
-    )
+    if HIDDEN <= BLOCK_H:
+        first, second = hidden_gradients(
+            drop, inside, w, a, g, da, dg, 0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_H
+        )
     for m0 in tl.range(0, MEMORY, BLOCK_M, num_stages=1):
         m = m0 + tl.arange(0, BLOCK_M)
-        total = tl.zeros((BLOCK_R, BLOCK_M), first.dtype)
-        total = through_first_layer(
-            total, first, second, w, m0, 0, MEMORY, HIDDEN, BLOCK_R, BLOCK_M, BLOCK_H
-        )
-        for h0 in tl.range(BLOCK_H, HIDDEN, BLOCK_H, num_stages=1):
-            more = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_M, BLOCK_H)
-            more = hidden_gradients(
-                drop, inside, w, more[0], more[1], da, dg, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_H
-            )
+        total = tl.zeros((BLOCK_R, BLOCK_M), a.dtype)
+        if HIDDEN <= BLOCK_H:
             total = through_first_layer(
-                total, more[0], more[1], w, m0, h0, MEMORY, HIDDEN, BLOCK_R, BLOCK_M, BLOCK_H
+                total, first, second, w, m0, 0, MEMORY, HIDDEN, BLOCK_R, BLOCK_M, BLOCK_H
             )
+        else:
+            for h0 in tl.range(0, HIDDEN, BLOCK_H, num_stages=1):
+                a, g = hidden(seen, drop, w, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_R, BLOCK_K, BLOCK_H)
+                first, second = hidden_gradients(
+                    drop, inside, w, a, g, da, dg, h0, MEMORY, HIDDEN, DEEP, DROP, BLOCK_H
+                )
+                total = through_first_layer(
+                    total, first, second, w, m0, h0, MEMORY, HIDDEN, BLOCK_R, BLOCK_M, BLOCK_H
+                )
         if DROP:
             total *= keep(drop, m)
         at = dx + d * dx_d + r[:, None] * dx_r + m.to(tl.int64)[None, :] * dx_m
@@ -163,7 +165,7 @@ def store_gradients(
             if DEEP:
                 tl.store(to + second_at(MEMORY, HIDDEN) + 2 * HIDDEN, da)
                 tl.store(to + second_at(MEMORY, HIDDEN) + 2 * HIDDEN + 1, dg)
-            rest = divisors_at(MEMORY, HIDDEN, DEEP) + tl.arange(0, 2 * LINE)
+            rest = divisors_at(MEMORY, HIDDEN, DEEP) + tl.arange(0, 64)
             tl.store(to + rest, tl.zeros_like(rest), mask=rest < packed_size(MEMORY, HIDDEN, DEEP))
 
 
@@ -172,7 +174,7 @@ def weight_kernel(
     x, packed, seed, dz, partial, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     dz_r, dz_d, share,
     MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one neuron's packed weights by ``share`` rows, a block of w1; ``partial`` (shares, D, size)."""
     d = (tl.program_id(0) % neurons).to(tl.int64)
@@ -193,7 +195,7 @@ def weight_kernel(
             )  # fmt: skip
             part, b1, w2, b2a, b2g = block_gradients(
                 seen, drop, w, (dz + d * dz_d, dz_r), part, m0, h0, MEMORY, HIDDEN, DEEP, DROP,
-                BLOCK_R, BLOCK_M, BLOCK_H,
+                BLOCK_R, BLOCK_K, BLOCK_M, BLOCK_H,
             )  # fmt: skip
             db1 += b1
             dw2 += w2
@@ -202,13 +204,6 @@ def weight_kernel(
         dw1 += part
     to = partial + (index.to(tl.int64) * neurons + d) * packed_size(MEMORY, HIDDEN, DEEP)
     store_gradients(to, dw1, db1, dw2, db2a, db2g, m0, h0, MEMORY, HIDDEN, DEEP, BLOCK_M, BLOCK_H)
-
-
-def packed_columns(shape: Shape) -> int:
-    """Elements of a neuron's packed weights."""
-    _, _, memory, hidden, deep = shape
-    used = (memory + 1) * 2 * hidden + (2 * hidden + 2 if deep else 0) + 2
-    return triton.cdiv(used, LINE.value) * LINE.value
 
 
 def _sizes(kernel: str, shape: Shape, x: Tensor, dropped: bool) -> dict[str, Any]:
@@ -245,7 +240,7 @@ def pack(
     """Packed weights (D, columns) of the weights' dtype."""
     memory, outputs, neurons = w1.shape
     shape = (0, neurons, memory, outputs // 2, w2 is not None)
-    packed = w1.new_empty(neurons, packed_columns(shape))
+    packed = w1.new_empty(neurons, packed_size(*shape[2:]))
     held = [x.contiguous() if x is not None else None for x in (w1, b1, t1, w2, b2, t2)]
     if packed.numel():
         with device_of(w1):
@@ -268,7 +263,9 @@ def unpack(
     """Gradients of (w1, b1, t1, w2, b2, t2) from that of ``packed``; the last three are empty if linear."""
     memory, outputs, neurons = w1.shape
     found = [w1.new_zeros(x) for x in ((memory, outputs, neurons), (1, neurons, outputs))]
-    found += [w1.new_zeros(x) for x in (((outputs // 2, 2, neurons), (1, neurons, 2)) if w2 is not None else (0, 0))]
+    found += [
+        w1.new_zeros(x) for x in (((outputs // 2, 2, neurons), (1, neurons, 2)) if w2 is not None else (0, 0))
+    ]
     sums = packed.new_zeros(*_tiles(packed), 2, dtype=torch.float64)
     if packed.numel():
         shape = (0, neurons, memory, outputs // 2, w2 is not None)
@@ -324,7 +321,11 @@ def weight_gradient(
     share = triton.cdiv(triton.cdiv(rows, triton.cdiv(PROGRAMS, neurons)), APART.value) * APART.value
     shares = triton.cdiv(rows, share)
     partial = packed.new_empty(shares, *packed.shape, dtype=dtype)
-    grid = (neurons * shares, max(triton.cdiv(memory, sizes["BLOCK_M"]), 1), triton.cdiv(hidden, sizes["BLOCK_H"]))
+    grid = (
+        neurons * shares,
+        max(triton.cdiv(memory, sizes["BLOCK_M"]), 1),
+        triton.cdiv(hidden, sizes["BLOCK_H"]),
+    )
     with device_of(x):
         weight_kernel[grid](
             x, packed, masks[0], dz, partial, rows, neurons, *masks[1:], *strides, *dz.stride(), share,
