@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,9 +15,18 @@ from ctm_fast.ops.nlm import reference
 from ctm_fast.testing.nlm import nlm_inputs
 
 T, B, D, M = 7, 3, 37, 4
-FEW = 3  # neurons where Triton's interpreter runs: it takes milliseconds for each
+FEW = 2  # neurons in Triton's interpreter, which takes milliseconds for each
 Weights = list[Tensor]
+INTERPRETS = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(not INTERPRETS, reason="needs Triton and its interpreter")
+)
 Loop = Callable[[Weights, Tensor, Tensor], list[Tensor]]
+
+
+def width(backend: str) -> int:
+    """Neurons that a test of this backend takes."""
+    return FEW if backend == "triton" else D
 
 
 def draw(
