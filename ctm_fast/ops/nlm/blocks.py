@@ -19,9 +19,9 @@ class Limits(NamedTuple):
 
 
 LIMITS = {
-    "forward_kernel": Limits(64, None, 1024),
-    "input_kernel": Limits(64, 16, 1024),
-    "weight_kernel": Limits(32, 32, 512),
+    "forward_kernel": Limits(64, None, 1152),
+    "input_kernel": Limits(64, 16, 1152),
+    "weight_kernel": Limits(32, 32, 640),
 }
 MOST_INPUTS = 16  # of the first layer that are multiplied at once
 MOST_HIDDEN = 64
@@ -39,4 +39,4 @@ def blocks(kernel: str, rows: int, memory: int, hidden: int, wide: bool) -> dict
     sizes = {"BLOCK_R": r, "BLOCK_K": k, "BLOCK_H": h}
     if most.memory is not None:
         sizes["BLOCK_M"] = m
-    return sizes | {"num_warps": block(2 * r * max(h, m) * words // most.elements, 1, 8)}
+    return sizes | {"num_warps": block(r * (2 * h + m) * words // most.elements, 1, 8)}
