@@ -8,8 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + tl.exp(-x))
+    """1 / (1 + exp(-x)), without a power beyond 1."""
+    power = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, power, 1.0) / (1 + power)
 
 
 @triton.jit

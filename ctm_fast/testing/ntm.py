@@ -204,8 +204,8 @@ def _step_kernels(rows: int, columns: int, warps: int, dtype: str, order: str) -
     }
     given: dict[str, Any] = {"dtypes": (dtype,), "warps": warps, "registers": 255, "ORDER": order, **variant}
     pointers, sizes = " ".join("s" * 8), " ".join(["i32"] * 9)
-    back = {"TRACE": order == "write_read", "BLOCK_W": max(columns // 2, 1)}
-    memory = {"BLOCK_N": rows, "BLOCK_S": 4}
+    back: dict[str, Any] = {"TRACE": order == "write_read", "BLOCK_W": max(columns // 2, 1)}
+    memory: dict[str, Any] = {"BLOCK_N": rows, "BLOCK_S": 4}
     return (
         Kernel("step_forward_kernel", pointers, sizes, **given, **memory, BLOCK_W=columns),
         Kernel("step_backward_kernel", f"{pointers} {pointers}", f"{sizes} i64", **given, **memory, **back),
@@ -215,19 +215,16 @@ def _step_kernels(rows: int, columns: int, warps: int, dtype: str, order: str) -
 def _single_kernels(rows: int, columns: int, dtype: str) -> tuple[Kernel, ...]:
     """The single ops in the same sizes."""
     given: dict[str, Any] = {"dtypes": (dtype,), "registers": 255, "BLOCK_N": rows}
-    cosine, forth, back = (
-        {"COSINE": "root", "EPS": 1e-6, "BLOCK_S": 4},
-        {"BLOCK_W": columns},
-        {"BLOCK_W": columns // 2},
-    )
+    forth, back = given | {"BLOCK_W": columns}, given | {"BLOCK_W": columns // 2}
+    cosine: dict[str, Any] = {"COSINE": "root", "EPS": 1e-6, "BLOCK_S": 4}
     sizes = "i32 i32 i32"
     return (
-        Kernel("address_forward_kernel", "s s s s", f"{sizes} i32", **given, **cosine, **forth),
-        Kernel("address_backward_kernel", "s s s s s s s s", f"{sizes} i32", **given, **cosine, **back),
-        Kernel("read_forward_kernel", "s s s", sizes, **given, **forth),
-        Kernel("read_backward_kernel", "s s s s s", sizes, **given, **back),
-        Kernel("write_forward_kernel", "s s s s s", sizes, **given, **forth),
-        Kernel("write_backward_kernel", "s s s s s s s s", sizes, **given, **back),
+        Kernel("address_forward_kernel", "s s s s", f"{sizes} i32", **forth, **cosine),
+        Kernel("address_backward_kernel", "s s s s s s s s", f"{sizes} i32", **back, **cosine),
+        Kernel("read_forward_kernel", "s s s", sizes, **forth),
+        Kernel("read_backward_kernel", "s s s s s", sizes, **back),
+        Kernel("write_forward_kernel", "s s s s s", sizes, **forth),
+        Kernel("write_backward_kernel", "s s s s s s s s", sizes, **back),
     )
 
 
@@ -235,7 +232,7 @@ KERNELS = (
     *_step_kernels(128, 16, 4, "float32", "write_read"),
     *_step_kernels(128, 8, 4, "float64", "write_read"),
     *_step_kernels(128, 16, 4, "float32", "read_write"),
-    *_step_kernels(1024, 1, 8, "float64", "write_read"),
+    *_step_kernels(1024, 2, 8, "float32", "write_read"),
     *_single_kernels(128, 16, "float32"),
     *_single_kernels(128, 8, "float64"),
 )

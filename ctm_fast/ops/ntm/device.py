@@ -167,7 +167,7 @@ def focus_backward(
     dscaled = softmax_backward(weights, dweights)
     dgamma = scale_gradient(weights, dscaled, logs)
     passes = inside & (shifted >= smallest(shifted))
-    dshifted = tl.where(passes, gamma * dscaled / shifted, 0.0)
+    dshifted = tl.where(passes, gamma * dscaled / tl.where(passes, shifted, 1.0), 0.0)
     dgated, doffsets = tl.zeros_like(dshifted), tl.zeros_like(distribution)
     for i in range(shift):
         by = shift // 2 - i

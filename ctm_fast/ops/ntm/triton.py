@@ -24,8 +24,8 @@ from ctm_fast.ops.triton import block, device_of
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 FORWARD, BACKWARD = 1 << 13, 1 << 12  # bytes of the memory that a kernel holds in registers at once
+SLOTS_OF_A_WARP = 64
 REGISTERS = 255  # a thread may have all: what the assembler chooses by itself it may spill
-MOST_FOR_FOUR_WARPS = 256  # slots
 
 
 @triton.jit
@@ -196,7 +196,7 @@ def _blocks(memory: Tensor, size: int) -> dict[str, int]:
     """Compile-time sizes and the number of warps, from sizes alone; ``size`` bytes of memory are held at once."""
     _, slots, width = memory.shape
     rows = block(slots, 32, MOST_SLOTS)
-    warps = 4 if rows <= MOST_FOR_FOUR_WARPS else 8
+    warps = block(rows // SLOTS_OF_A_WARP, 4, 8)
     columns = max(size // memory.element_size() // rows, 1)
     return {"BLOCK_N": rows, "BLOCK_W": block(width, 1, columns), "num_warps": warps, "maxnreg": REGISTERS}
 
