@@ -88,6 +88,7 @@ def native_reason() -> str | None:
 
 
 _NATIVE_REASON = native_reason()
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str | None:
@@ -111,7 +112,7 @@ def _triton_reason(op: str, device: str, dtype: str) -> str | None:
         return f"{op} has no Triton kernel in this version"
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels of {op} take {', '.join(TRITON_DTYPES)}"
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "the package triton is not installed: pip install 'ctm_fast[triton]'"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton kernels run on the GPU; on the CPU only in the interpreter, with TRITON_INTERPRET=1"
