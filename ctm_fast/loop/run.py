@@ -251,6 +251,9 @@ class _NeuronLevelModels:
         weights = plan.nlm_weights(module) if _native(start) or _fused(start) == "triton" else "another dtype"
         if isinstance(weights, str) or any(w.dtype != start.dtype for w in weights[0]):
             return
+        w1 = weights[0][0]
+        if start.shape[1:] != (w1.shape[2], w1.shape[0]):
+            return  # the modules raise what they raise
         if start.shape[0] > 0 and start.stride(0) == 0:
             self.packed = nlm_pack(*weights[0])
             self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
