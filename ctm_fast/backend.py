@@ -112,6 +112,8 @@ def _triton_reason(op: str, device: str, dtype: str) -> str | None:
         return f"{op} has no Triton kernel in this version"
     if dtype not in TRITON_DTYPES:
         return f"the Triton kernels of {op} take {', '.join(TRITON_DTYPES)}"
+    if device not in ("cpu", "cuda"):
+        return f"the Triton kernels of {op} run on the GPU, not on the device {device!r}"
     if not _HAS_TRITON:
         return "the package triton is not installed: pip install 'ctm_fast[triton]'"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
