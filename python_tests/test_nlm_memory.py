@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from nlm_loops import B, M, T, TRITON, assert_same, draw, gradients, mix, native, run, width, windows
+from nlm_loops import TRITON, B, M, T, assert_same, draw, gradients, mix, native, run, width, windows
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from nlm_loops import B, TRITON, Loop, T, assert_same, draw, gradients, mix, native, run, width, windows
+from nlm_loops import TRITON, B, Loop, T, assert_same, draw, gradients, mix, native, run, width, windows
 from torch import Tensor
 
 from ctm_fast import _C

@@ -21,22 +21,18 @@ class Limits(NamedTuple):
 LIMITS = {
     "forward_kernel": Limits(64, None, 1152),
     "input_kernel": Limits(64, 16, 1152),
-    "weight_kernel": Limits(32, 32, 640),
+    "weight_kernel": Limits(32, 32, 512),
 }
-MOST_INPUTS = 16  # of the first layer that are multiplied at once
+INPUTS = 16  # of the first layer, multiplied at once; fewer are no matrix product in Triton 3.6
 MOST_HIDDEN = 64
 
 
 def blocks(kernel: str, rows: int, memory: int, hidden: int, wide: bool) -> dict[str, int]:
     """Rows, inputs, steps of memory and hidden units of a block, and warps; ``wide`` elements have 64 bits."""
     most, words = LIMITS[kernel], 2 if wide else 1
-    r, k, h = (
-        block(rows, 16, most.rows // words),
-        block(memory, 8, MOST_INPUTS),
-        block(hidden, 4, MOST_HIDDEN),
-    )
-    m = block(memory, 8, most.memory or MOST_INPUTS)
-    sizes = {"BLOCK_R": r, "BLOCK_K": k, "BLOCK_H": h}
+    r, h = block(rows, 16, most.rows // words), block(hidden, INPUTS // 2, MOST_HIDDEN)
+    sizes = {"BLOCK_R": r, "BLOCK_K": INPUTS, "BLOCK_H": h}
+    m = block(memory, 8, most.memory or INPUTS)
     if most.memory is not None:
         sizes["BLOCK_M"] = m
-    return sizes | {"num_warps": block(r * (2 * h + m) * words // most.elements, 1, 8)}
+    return sizes | {"num_warps": block(r * (2 * h + m) * words // most.elements, 2, 8)}

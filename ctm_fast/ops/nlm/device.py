@@ -165,14 +165,14 @@ def outputs(
 
 @triton.jit
 def output_gradients(seen, w, dz, oa, og, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr):
-    """Gradients (R) of both outputs, before their division by t2."""
+    """Gradients (R) of both outputs, divided by t2; zero for rows that do not exist, whatever the weights."""
     _, r, inside, _, _ = seen
     at, stride_r = dz
     grad = wide(tl.load(at + r * stride_r, mask=inside, other=0.0))
     if DEEP:
         grad *= 1 / wide(tl.load(w + divisors_at(MEMORY, HIDDEN, DEEP) + 1))
     gate = tl.sigmoid(og)
-    return grad * gate, grad * oa * gate * (1 - gate)
+    return tl.where(inside, grad * gate, 0.0), tl.where(inside, grad * oa * gate * (1 - gate), 0.0)
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def hidden_gradients(
     drop, inside, w, a, g, da, dg, h0, MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr,
     DROP: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Gradients (R, H) of both halves of the hidden units from ``h0`` on, before their division by t1."""
+    """Gradients (R, H) of both halves of the hidden units from ``h0`` on, divided by t1; zero as above."""
     h = h0 + tl.arange(0, BLOCK_H)
     if DEEP:
         grad = da[:, None] * second_weights(w, 0, h0, MEMORY, HIDDEN, BLOCK_H)[None, :]
@@ -213,7 +213,7 @@ def through_first_layer(
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Adds to ``total`` (R, M) what the gradients of both halves give the inputs."""
-    if BLOCK_H < 16:
+    if BLOCK_H < 32:
         du = tl.reshape(tl.join(first, second), (BLOCK_R, 2 * BLOCK_H))
         weights = weights_of(w, m0, 2 * h0, 1, MEMORY, HIDDEN, BLOCK_M, 2 * BLOCK_H)
         total = tl.dot(du, weights, total, input_precision="ieee", out_dtype=total.dtype)
