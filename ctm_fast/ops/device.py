@@ -1,9 +1,21 @@
-"""Functions for the Triton kernels of several ops: elementary ones, and the activations by name."""
+"""Functions for the Triton kernels of several ops: rows in memory, activations, the softmax of a vector."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def line(row, i, count):
+    """Elements ``i`` of a row of ``count``, zeros behind it."""
+    return tl.load(row + i, mask=i < count, other=0.0)
+
+
+@triton.jit
+def put_line(row, value, i, count):
+    """Store elements ``i`` of a row of ``count``."""
+    tl.store(row + i, value, mask=i < count)
 
 
 @triton.jit

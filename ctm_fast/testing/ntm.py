@@ -192,8 +192,13 @@ INTERPRETED = (
 """Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
 
 
-def _step_kernels(rows: int, columns: int, warps: int, dtype: str, order: str) -> tuple[Kernel, ...]:
-    """Whole steps for memories of up to ``rows`` slots, ``columns`` columns at once, half of them on the way back."""
+def _step_kernels(
+    rows: int, columns: int, warps: int, dtype: str, order: str, *ones: str
+) -> tuple[Kernel, ...]:
+    """Whole steps for memories of up to ``rows`` slots, ``columns`` columns at once, half of them on the way back.
+
+    ``ones`` are the sizes known to be 1, which Triton compiles apart.
+    """
     variant = {
         "SHARED": False,
         "COSINE": "root",
@@ -203,7 +208,8 @@ def _step_kernels(rows: int, columns: int, warps: int, dtype: str, order: str) -
         "STRENGTH": "softplus",
     }
     given: dict[str, Any] = {"dtypes": (dtype,), "warps": warps, "registers": 255, "ORDER": order, **variant}
-    pointers, sizes = " ".join("s" * 8), " ".join(["i32"] * 9)
+    given |= dict.fromkeys(ones, 1)
+    pointers, sizes = " ".join("s" * 8), " ".join(["i32"] * (9 - len(ones)))
     back: dict[str, Any] = {"TRACE": order == "write_read", "BLOCK_W": max(columns // 2, 1)}
     memory: dict[str, Any] = {"BLOCK_N": rows, "BLOCK_S": 4}
     return (
@@ -231,7 +237,7 @@ def _single_kernels(rows: int, columns: int, dtype: str) -> tuple[Kernel, ...]:
 KERNELS = (
     *_step_kernels(128, 16, 4, "float32", "write_read"),
     *_step_kernels(128, 8, 4, "float64", "write_read"),
-    *_step_kernels(128, 16, 4, "float32", "read_write"),
+    *_step_kernels(128, 16, 4, "float32", "read_write", "steps", "readers", "writers"),
     *_step_kernels(1024, 2, 8, "float32", "write_read"),
     *_single_kernels(128, 16, "float32"),
     *_single_kernels(128, 8, "float64"),

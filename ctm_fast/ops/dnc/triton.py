@@ -12,17 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ctm_fast.ops.device import line, put_line
 from ctm_fast.ops.triton import block, device_of
 
 MOST_SLOTS = 32  # in a block
 HEAD_BYTES = 16  # of every slot's weights at once
 REGISTERS = 255  # a thread may have all: what the assembler chooses by itself it may spill
-
-
-@triton.jit
-def line(row, i, count):
-    """Elements ``i`` of a row of ``count``, zeros behind it."""
-    return tl.load(row + i, mask=i < count, other=0.0)
 
 
 @triton.jit
@@ -106,7 +101,7 @@ def link_forward_kernel(
     )
     own = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     last = (1 - written(write, slots, BLOCK)) * line(precedence, own, slots) + line(write, own, slots)
-    tl.store(precedence_after + of_slots + own, last, mask=own < slots)
+    put_line(precedence_after + of_slots, last, own, slots)
     for first in range(0, slots, BLOCK):
         other = first + tl.arange(0, BLOCK)
         put_lines(after, links_after(link, write, precedence, own, other, slots), own, other, slots, slots)
@@ -148,8 +143,8 @@ def link_backward_kernel(
         d = links_gradient(dlink, dforward, dbackward, read, other, own, heads, slots)
         dw -= tl.sum(d * lines(link, other, own, slots, slots), 0)
         dp += tl.sum(d * there[:, None], 0)
-    tl.store(dwrite + of_slots + own, dw, mask=own < slots)
-    tl.store(dlast + of_slots + own, dp, mask=own < slots)
+    put_line(dwrite + of_slots, dw, own, slots)
+    put_line(dlast + of_slots, dp, own, slots)
     for first_head in range(0, heads, HEADS):
         h = first_head + tl.arange(0, HEADS)
         found = tl.zeros((HEADS, BLOCK), link.dtype.element_ty)

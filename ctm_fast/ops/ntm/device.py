@@ -12,6 +12,8 @@ import triton.language as tl
 
 from ctm_fast.ops.device import (
     activated,
+    line,
+    put_line,
     scale_gradient,
     sigmoid,
     softmax,
@@ -20,18 +22,6 @@ from ctm_fast.ops.device import (
 )
 
 AFTER_OPERANDS = tl.constexpr(1e-8)  # the eps of "clamp" after eps was added to the operands
-
-
-@triton.jit
-def line(row, i, count):
-    """Elements ``i`` of a row of ``count``, zeros behind it."""
-    return tl.load(row + i, mask=i < count, other=0.0)
-
-
-@triton.jit
-def put_line(row, value, i, count):
-    """Store elements ``i`` of a row of ``count``."""
-    tl.store(row + i, value, mask=i < count)
 
 
 @triton.jit

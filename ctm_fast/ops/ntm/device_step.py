@@ -8,17 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ctm_fast.ops.ntm.device import (
-    add_line,
-    address,
-    address_backward,
-    line,
-    put_line,
-    put_tile,
-    read,
-    read_backward,
-    tile,
-)
+from ctm_fast.ops.device import line, put_line
+from ctm_fast.ops.ntm.device import add_line, address, address_backward, put_tile, read, read_backward, tile
 from ctm_fast.ops.ntm.device_write import head_at, kept, spread_matches, spread_reads, write, write_backward
 
 

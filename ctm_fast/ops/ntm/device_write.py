@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ctm_fast.ops.device import activated, activation_slope
-from ctm_fast.ops.ntm.device import line, put_line, put_tile, shifted_operand, tile
+from ctm_fast.ops.device import activated, activation_slope, line, put_line
+from ctm_fast.ops.ntm.device import put_tile, shifted_operand, tile
 
 
 @triton.jit

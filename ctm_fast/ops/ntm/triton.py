@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ctm_fast.ops.device import line, put_line
 from ctm_fast.ops.ntm.arguments import MOST_SLOTS
-from ctm_fast.ops.ntm.device import address, line, put_line, read
+from ctm_fast.ops.ntm.device import address, read
 from ctm_fast.ops.ntm.device_step import address_heads_backward, back, collect, forth, read_heads_backward
 from ctm_fast.ops.ntm.device_write import write, write_backward
 from ctm_fast.ops.ntm.layout import ADDS, EPS_PLACEMENTS, ORDERS
