@@ -179,7 +179,7 @@ EXTREME = (
 
 INTERPRETED = (
     OpCase("ntm_address", "several", (1, 5, 3, 2, 3)),
-    OpCase("ntm_address", "wide-shift", (1, 9, 35, 0, 13)),
+    OpCase("ntm_address", "wide-shift", (2, 9, 35, 0, 13)),
     OpCase("ntm_address", "no-batch", (0, 7, 4, 2, 3)),
     OpCase("ntm_read", "several", (2, 37, 5, 2)),
     OpCase("ntm_write", "several", (2, 37, 5, 3)),

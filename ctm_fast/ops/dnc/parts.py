@@ -94,7 +94,7 @@ def dnc_link(
         write_weights: of this write.
         read_weights: of the step before.
         link_slots: columns of a sparse link, int64, ascending in every row; None for a dense one.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes dense links.
 
     Returns:
         A ``DncLink``, link and precedence of their own dtypes, the weightings of that of ``read_weights``.

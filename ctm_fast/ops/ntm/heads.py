@@ -58,7 +58,7 @@ def ntm_address(
         eps: positive; keeps the cosine and its gradient finite at zero keys and slots. At least 1e-18 for
             "norm" and "clamp", which divide by its square.
         eps_placement: see above.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         (B, N) or (B, H, N) of the dtype of ``previous``. Ranges of values are not checked.
@@ -93,7 +93,7 @@ def ntm_read(
 
     Args:
         memory, weights: any strides; dtypes as in :func:`ntm_address`.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         (B, W) or (B, H, W) of the dtype of ``memory``.
@@ -126,7 +126,7 @@ def ntm_write(
         memory, weights: any strides; dtypes as in :func:`ntm_address`.
         erase: in [0, 1].
         add: any values.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         A new tensor (B, N, W) of the dtype of ``memory``.

@@ -61,7 +61,7 @@ def ntm_step(
         interface: raw values of the controller; the layout's activations are applied here.
         read_weights, write_weights: weightings of the step before.
         layout: heads and variant; ``layout.size`` is I.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         reads (B, R, W) and memory of the dtype of ``memory``, weights of the dtypes of the weights given.
