@@ -116,8 +116,8 @@ def _over_rows(
 
 KERNELS = (
     *(x for sizes in _PRESETS.values() for name in _POINTERS for x in _over_rows(name, *sizes, FLOATS)),
-    *(x for name in _POINTERS for x in _over_rows(name, 25, 64, DROP=True)),
-    *(x for name in _POINTERS for x in _over_rows(name, 100, 128)),
+    *(x for name in _POINTERS for x in _over_rows(name, 25, 64, ("float32",), DROP=True)),
+    *(x for name in _POINTERS for x in _over_rows(name, 100, 128, ("float32",))),
     Kernel("pack_kernel", "f f f f f f f", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32),
     Kernel(
         "unpack_kernel", "f s f f f f fp64", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32

@@ -15,7 +15,7 @@ class Limits(NamedTuple):
     memory: int | None
     """Steps of memory in a block of gradients, if the kernel has any."""
     elements: int
-    """Of a block per warp, counted in 32 bits."""
+    """Of a block per warp, where sums have 32 bits."""
 
 
 LIMITS = {
@@ -32,7 +32,7 @@ def blocks(kernel: str, rows: int, memory: int, hidden: int, wide: bool) -> dict
     most, words = LIMITS[kernel], 2 if wide else 1
     r, h = block(rows, 16, most.rows // words), block(hidden, INPUTS // 2, MOST_HIDDEN)
     sizes = {"BLOCK_R": r, "BLOCK_K": INPUTS, "BLOCK_H": h}
-    m = block(memory, 8, most.memory or INPUTS)
+    m = block(memory, 8, min(32, 1024 // h) if wide else most.memory or INPUTS)
     if most.memory is not None:
         sizes["BLOCK_M"] = m
     return sizes | {"num_warps": block(r * (2 * h + m) * words // most.elements, 2, 8)}

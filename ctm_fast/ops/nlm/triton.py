@@ -52,7 +52,7 @@ def pack_kernel(
     m, out = first_place(c, HIDDEN)
     last, k = divisors_at(MEMORY, HIDDEN, DEEP), c - second_at(MEMORY, HIDDEN)
     found = tl.load(b1 + d * (2 * HIDDEN) + out, mask=there & (m == MEMORY), other=0.0)
-    at = w1 + (m * 2 * HIDDEN + out) * neurons.to(tl.int64) + d
+    at = w1 + (m * 2 * HIDDEN + out).to(tl.int64) * neurons + d
     found = tl.load(at, mask=there & (m < MEMORY), other=found)
     found = tl.load(t1 + 0 * (c + d), mask=there & (c == last), other=found)
     if DEEP:
@@ -76,7 +76,7 @@ def unpack_kernel(
     found = tl.load(grad + d * size + c, mask=there, other=0.0)
     product = found.to(tl.float64) * tl.load(packed + d * size + c, mask=there, other=0.0).to(tl.float64)
     m, out = first_place(c, HIDDEN)
-    tl.store(w1 + (m * 2 * HIDDEN + out) * neurons.to(tl.int64) + d, found, mask=there & (m < MEMORY))
+    tl.store(w1 + (m * 2 * HIDDEN + out).to(tl.int64) * neurons + d, found, mask=there & (m < MEMORY))
     tl.store(b1 + d * (2 * HIDDEN) + out, found, mask=there & (m == MEMORY))
     k = c - second_at(MEMORY, HIDDEN)
     if DEEP:
@@ -87,7 +87,7 @@ def unpack_kernel(
     tl.store(sums + 2 * index + 1, tl.sum(tl.where(k < 0, 0.0, product)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["threshold"])
 def forward_kernel(
     x, packed, seed, z, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     MEMORY: tl.constexpr, HIDDEN: tl.constexpr, DEEP: tl.constexpr, DROP: tl.constexpr,
@@ -103,7 +103,7 @@ def forward_kernel(
     tl.store(z + seen[1] * neurons + d, oa * tl.sigmoid(og), mask=seen[2])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["threshold"])
 def input_kernel(
     x, packed, seed, dz, dx, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     dz_r, dz_d, dx_r, dx_d, dx_m, ADD: tl.constexpr,
@@ -169,7 +169,7 @@ def store_gradients(
             tl.store(to + rest, tl.zeros_like(rest), mask=rest < packed_size(MEMORY, HIDDEN, DEEP))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["threshold"])
 def weight_kernel(
     x, packed, seed, dz, partial, rows, neurons, first_row, threshold, scale, stride_r, stride_d, stride_m,
     dz_r, dz_d, share,
