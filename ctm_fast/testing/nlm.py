@@ -77,9 +77,7 @@ INTERPRETED = (
     OpCase("nlm", "deep", (5, 3, 6, 4)),
     OpCase("nlm", "deep-dropout", (3, 2, 9, 20), _DROPOUT),
     OpCase("nlm", "two-blocks", (65, 1, 17, 3)),
-    OpCase("nlm", "memory-1-hidden-1", (7, 3, 1, 1)),
     OpCase("nlm", "linear", (5, 4, 6, 0)),
-    OpCase("nlm", "linear-dropout", (4, 3, 9, 0), _DROPOUT),
     OpCase("nlm", "no-batch", (0, 9, 4, 2)),
     OpCase("nlm", "no-neurons", (3, 0, 4, 2)),
 )
