@@ -16,7 +16,7 @@ class _Checked(NamedTuple):
 
     neurons: int
     version: int
-    index: Tensor
+    taken: Tensor
 
 
 # Reading the values of an index makes a GPU wait for its host, so there each is read once until it is written to.
@@ -31,7 +31,7 @@ def checked_pairs(z: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tenso
 def _checked_index(name: str, index: Tensor, neurons: int) -> Tensor:
     known = _checked.get(index) if index.is_cuda and not index.is_inference() else None
     if known is not None and known.neurons == neurons and known.version == index._version:
-        return known.index
+        return known.taken
     checks.indices("sync", name, index, neurons)
     made = index.to(torch.int32).contiguous()
     if index.is_cuda and not index.is_inference():
