@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 BACKENDS = ("reference", "native", "triton")
 OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
+TRITON_OPS = ("dnc_link", "nlm", "ntm", "sync")
+"""Ops of which every function has Triton kernels, and single functions of others."""
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
+
+TRITON_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 class _Selection(threading.local):
@@ -83,6 +88,7 @@ def native_reason() -> str | None:
 
 
 _NATIVE_REASON = native_reason()
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str | None:
@@ -90,7 +96,7 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
     if backend == "reference":
         return None
     if backend == "triton":
-        return f"{op} has no Triton kernel in this version"
+        return _triton_reason(op, device, dtype)
     if device != "cpu":
         return f"the native kernels of {op} run on the CPU only in this version"
     if dtype not in NATIVE_DTYPES:
@@ -98,18 +104,39 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
     return _NATIVE_REASON
 
 
-def choose(op: str, backend: str | None, tensor: torch.Tensor) -> str:
+def _triton_reason(op: str, device: str, dtype: str) -> str | None:
+    if op not in TRITON_OPS and op.partition("_")[0] not in TRITON_OPS:
+        written = " and ".join(name for name in TRITON_OPS if name.startswith(f"{op}_"))
+        if written:
+            return f"of the functions of {op} only {written} has Triton kernels in this version"
+        return f"{op} has no Triton kernel in this version"
+    if dtype not in TRITON_DTYPES:
+        return f"the Triton kernels of {op} take {', '.join(TRITON_DTYPES)}"
+    if device not in ("cpu", "cuda"):
+        return f"the Triton kernels of {op} run on the GPU, not on the device {device!r}"
+    if not _HAS_TRITON:
+        return "the package triton is not installed: pip install 'ctm_fast[triton]'"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels run on the GPU; on the CPU only in the interpreter, with TRITON_INTERPRET=1"
+    return None
+
+
+def choose(
+    op: str, backend: str | None, tensor: torch.Tensor, refused: Mapping[str, str] | None = None
+) -> str:
     """The backend that runs ``op`` on a tensor like this one.
 
     ``backend`` None takes :func:`selected`, then the best that can run. A named one raises ``ValueError`` if
-    unknown and ``RuntimeError`` with the reason if it cannot run.
+    unknown and ``RuntimeError`` with the reason if it cannot run. ``refused`` holds by backend why it cannot run
+    this call.
     """
     check_name(backend, op)
     name = backend or _selection.name
     device, dtype = tensor.device.type, str(tensor.dtype).removeprefix("torch.")
+    best = name or ("native" if device == "cpu" else "triton")
+    reason = why_not(op, best, device, dtype) or (refused or {}).get(best)
     if name is None:
-        return "native" if why_not(op, "native", device, dtype) is None else "reference"
-    reason = why_not(op, name, device, dtype)
+        return best if reason is None else "reference"
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} cannot run here: {reason}")
     return name

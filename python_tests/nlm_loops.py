@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,17 +15,27 @@ from ctm_fast.ops.nlm import reference
 from ctm_fast.testing.nlm import nlm_inputs
 
 T, B, D, M = 7, 3, 37, 4
+FEW = 2  # neurons in Triton's interpreter, which takes milliseconds for each
 Weights = list[Tensor]
+INTERPRETS = importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(not INTERPRETS, reason="needs Triton and its interpreter")
+)
 Loop = Callable[[Weights, Tensor, Tensor], list[Tensor]]
 
 
+def width(backend: str) -> int:
+    """Neurons that a test of this backend takes."""
+    return FEW if backend == "triton" else D
+
+
 def draw(
-    hidden: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
+    hidden: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, neurons: int = D
 ) -> tuple[Weights, Tensor, Tensor]:
     """Leaves: weights, start (D, M) and the first activations (B, D)."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = nlm_inputs(B, D, M, hidden, dtype=dtype, generator=generator)
-    start, first = (torch.randn(s, generator=generator).to(dtype) for s in ((D, M), (B, D)))
+    inputs = nlm_inputs(B, neurons, M, hidden, dtype=dtype, generator=generator)
+    start, first = (torch.randn(s, generator=generator).to(dtype) for s in ((neurons, M), (B, neurons)))
     weights = [x for name, x in inputs.items() if name != "history"]
     return [w.requires_grad_() for w in weights], start.requires_grad_(), first.requires_grad_()
 
@@ -48,11 +61,11 @@ def native(weights: Weights, start: Tensor, z: Tensor) -> list[Tensor]:
     return run(nlm_pack(*weights, backend="native"), start, z)
 
 
-def windows(weights: Weights, start: Tensor, z: Tensor, dropout: float = 0.0) -> list[Tensor]:
+def windows(weights: Weights, start: Tensor, z: Tensor, dropout: float = 0.0, ticks: int = T) -> list[Tensor]:
     """The same ticks on concatenated windows, as published."""
-    trace = start.expand(B, D, M)
+    trace = start.expand(B, -1, M)
     found = []
-    for t in range(T):
+    for t in range(ticks):
         trace = torch.cat((trace[:, :, 1:], mix(z, t).unsqueeze(-1)), -1)
         z = reference.nlm(trace, *weights, dropout=dropout, seed=11, first_row=t * B)
         found.append(z)
@@ -60,7 +73,9 @@ def windows(weights: Weights, start: Tensor, z: Tensor, dropout: float = 0.0) ->
 
 
 def gradients(found: list[Tensor], leaves: Weights, ticks: list[int]) -> list[Tensor]:
-    loss = torch.stack([(found[t] * torch.linspace(-1, 1, D)).sum() * (t + 1) for t in ticks]).sum()
+    loss = torch.stack(
+        [(found[t] * torch.linspace(-1, 1, found[t].shape[1])).sum() * (t + 1) for t in ticks]
+    ).sum()
     return list(torch.autograd.grad(loss, leaves, retain_graph=True))
 
 

@@ -166,14 +166,13 @@ def test_compiles_in_one_graph(case: OpCase) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_named_backends_run_or_raise(op: str) -> None:
+def test_named_backends_run_or_raise(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     case = next(case for case in CASES if case.op == op)
     inputs = case.inputs()
     with pytest.raises(ValueError, match=f"{op}: backend must be None or one of .*, got 'cuda'"):
         case.run(inputs, "cuda")
-    with pytest.raises(
-        RuntimeError, match=f"{op}: backend 'triton' cannot run here: {op} has no Triton kernel"
-    ):
+    with pytest.raises(RuntimeError, match=f"{op}: backend 'triton' cannot run here: .*Triton kernel"):
         case.run(inputs, "triton")
     meta = {k: x.to("meta") for k, x in inputs.items()}
     with pytest.raises(RuntimeError, match=f"{op}: backend 'native' cannot run here: .* on the CPU only"):
@@ -215,6 +214,7 @@ def test_meta_tensors_give_shapes_or_are_refused(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_use_backend_chooses_for_the_block(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     case = next(case for case in CASES if case.op == op)
     with backends.use_backend("triton"), pytest.raises(RuntimeError, match="'triton' cannot run here"):
         case.run(case.inputs())

@@ -141,18 +141,22 @@ def test_linear_models_have_two_outputs() -> None:
         ops.nlm(history, w1, b1, t1)
 
 
-def test_pack_refuses_what_it_cannot_run() -> None:
+def test_pack_refuses_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     weights, _, _ = draw()
     with pytest.raises(ValueError, match=r"nlm_pack: b1 must have .* = \(1, 5, 4\), got \(5, 4\)"):
         nlm_pack(weights[0], weights[1][0], *weights[2:])
     with pytest.raises(ValueError, match=r"nlm: backend must be None or one of .*, got 'fast'"):
         nlm_pack(*weights, backend="fast")
-    with pytest.raises(RuntimeError, match="backend 'triton' cannot run here: nlm has no Triton kernel"):
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run here: Triton kernels run on the GPU"):
         nlm_pack(*weights, backend="triton")
     half = [w.detach().bfloat16() for w in weights]
     with pytest.raises(RuntimeError, match=r"nlm_pack: backend 'native' cannot run here: .* and float64"):
         nlm_pack(*half, backend="native")
     assert nlm_pack(*half).backend == "reference"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match=r"nlm_pack: backend 'triton' cannot run here: .* and float64"):
+        nlm_pack(*half, backend="triton")
 
 
 WRONG_HISTORY = {

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from nlm_loops import B, D, M, T, assert_same, draw, gradients, mix, native, windows
+from nlm_loops import TRITON, B, M, T, assert_same, draw, gradients, mix, native, run, width, windows
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from ctm_fast.ops import nlm_pack, nlm_tick
 
 
-def test_retain_graph_gives_the_same_gradients_twice() -> None:
-    weights, start, first = draw()
-    z = native(weights, start, first)
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_retain_graph_gives_the_same_gradients_twice(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    z = run(nlm_pack(*weights, backend=backend), start, first)
     once, again = (gradients(z, [*weights, start, first], [3, 6]) for _ in range(2))
     for a, b in zip(once, again, strict=True):
         assert torch.equal(a, b)
@@ -25,10 +26,11 @@ def test_retain_graph_gives_the_same_gradients_twice() -> None:
     assert_same(partial, gradients(windows(weights, start, first), weights, [2]), rtol=1e-4)
 
 
-def test_checkpoint_recomputes_ticks() -> None:
-    weights, start, first = draw(dtype=torch.float64)
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_checkpoint_recomputes_ticks(backend: str) -> None:
+    weights, start, first = draw(dtype=torch.float64, neurons=width(backend))
     leaves = [*weights, start, first]
-    packed = nlm_pack(*weights, backend="native")
+    packed = nlm_pack(*weights, backend=backend)
     history = packed.history(start, B, T)
 
     def tick(z: Tensor, t: int) -> Tensor:
@@ -53,9 +55,10 @@ def test_checkpoint_of_the_whole_loop() -> None:
     )
 
 
-def test_reentrant_checkpoint_raises() -> None:
-    weights, start, first = draw()
-    packed = nlm_pack(*weights, backend="native")
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_reentrant_checkpoint_raises(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    packed = nlm_pack(*weights, backend=backend)
     history = packed.history(start, B, T)
 
     def tick(z: Tensor) -> Tensor:
@@ -81,22 +84,24 @@ def test_backward_after_an_optimiser_step_raises_as_plain_pytorch_does() -> None
     assert torch.equal(native(weights, start, first)[-1], native(weights2, start, first)[-1])
 
 
-def test_create_graph_names_the_reference() -> None:
-    weights, start, first = draw()
-    z = native(weights, start, first)
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_create_graph_names_the_reference(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    z = run(nlm_pack(*weights, backend=backend), start, first, 1, written=1)
     with pytest.raises(RuntimeError, match=r"create_graph=True needs .* backend='reference'"):
         torch.autograd.grad(z[-1].sum(), first, create_graph=True)
 
 
-def test_autograd_keeps_one_pre_activation_per_tick() -> None:
-    weights, start, first = draw()
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_autograd_keeps_one_pre_activation_per_tick(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
     kept: set[tuple[int, int]] = set()
 
     def note(x: Tensor) -> Tensor:
         kept.add((x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()))
         return x
 
-    packed = nlm_pack(*weights, backend="native")
+    packed = nlm_pack(*weights, backend=backend)
     history = packed.history(start, B, T)
     z = first
     with saved_tensors_hooks(note, lambda x: x):
@@ -106,17 +111,18 @@ def test_autograd_keeps_one_pre_activation_per_tick() -> None:
             z = nlm_tick(packed, history, t)
     assert history.rows is not None and packed.packed is not None
     assert kept == {(packed.packed.data_ptr(), packed.packed.untyped_storage().nbytes())}
-    assert history.rows.data.numel() == (M + T) * B * D
+    assert history.rows.data.numel() == (M + T) * B * width(backend)
     assert len(history.states) == T + 1
     assert all(state.untyped_storage().nbytes() <= 4 for state in history.states.values())
     assert history.written == {}
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_a_forward_is_freed_with_its_outputs(backward: bool) -> None:
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_a_forward_is_freed_with_its_outputs(backend: str, backward: bool) -> None:
     def forward() -> list[weakref.ref[object]]:
-        weights, start, first = draw()
-        packed = nlm_pack(*weights, backend="native")
+        weights, start, first = draw(neurons=width(backend))
+        packed = nlm_pack(*weights, backend=backend)
         history = packed.history(start, B, 1)
         history[0] = first
         z = nlm_tick(packed, history, 0)

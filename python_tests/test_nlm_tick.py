@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from nlm_loops import B, Loop, T, assert_same, draw, gradients, mix, native, run, windows
+from nlm_loops import TRITON, B, Loop, T, assert_same, draw, gradients, mix, native, run, width, windows
 from torch import Tensor
 
 from ctm_fast import _C
@@ -29,6 +29,19 @@ def test_equals_windows_where_some_ticks_reach_the_loss(
         assert_same(gradients(found, leaves, ticks), gradients(expected, leaves, ticks))
 
 
+@pytest.mark.parametrize("backend", [TRITON])
+@pytest.mark.parametrize("hidden", [3, 0], ids=["deep", "linear"])
+def test_triton_equals_windows(hidden: int, backend: str) -> None:
+    ticks = 3
+    weights, start, first = draw(hidden, torch.float64, neurons=width(backend))
+    leaves = [*weights, start, first]
+    expected = windows(weights, start, first, 0.3, ticks)
+    found = run(nlm_pack(*weights, backend=backend), start, first, ticks, 0.3, ticks)
+    assert_same(found, expected)
+    for reached in ([0, 1, 2], [1]):
+        assert_same(gradients(found, leaves, reached), gradients(expected, leaves, reached))
+
+
 def test_error_is_at_most_twice_plain_pytorch(simd_level: str) -> None:
     def inputs(dtype: torch.dtype, seed: int) -> Inputs:
         weights, start, first = draw(dtype=dtype, seed=seed)
@@ -43,9 +56,10 @@ def test_error_is_at_most_twice_plain_pytorch(simd_level: str) -> None:
     assert breaches(inputs, fast, plain, torch.float32) == {}
 
 
-def test_interleaved_forwards_share_a_pack() -> None:
-    weights, start, first = draw(dtype=torch.float64)
-    packed = nlm_pack(*weights, backend="native")
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_interleaved_forwards_share_a_pack(backend: str) -> None:
+    weights, start, first = draw(dtype=torch.float64, neurons=width(backend))
+    packed = nlm_pack(*weights, backend=backend)
     seconds = (first.detach() * -2).requires_grad_()
     histories = [packed.history(start, B, T) for _ in range(2)]
     z: list[Tensor] = [first, seconds]
@@ -62,17 +76,19 @@ def test_interleaved_forwards_share_a_pack() -> None:
     assert_same(gradients(joined[0], leaves, ticks), gradients(joined[1], leaves, ticks))
 
 
-def test_one_pack_serves_forwards_of_any_size() -> None:
-    weights, start, first = draw()
-    packed = nlm_pack(*weights, backend="native")
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_one_pack_serves_forwards_of_any_size(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    packed = nlm_pack(*weights, backend=backend)
     short, wide = run(packed, start, first, 2, written=2), run(packed, start, first.repeat(5, 1))
     assert torch.equal(wide[1][:B], short[1])
     assert all(g.isfinite().all() for g in gradients(short, weights, [0, 1]))
 
 
-def test_ticks_that_were_not_computed_add_nothing() -> None:
-    weights, start, first = draw()
-    packed = nlm_pack(*weights, backend="native")
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_ticks_that_were_not_computed_add_nothing(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    packed = nlm_pack(*weights, backend=backend)
     halted, full = run(packed, start, first, ticks=20, written=3), run(packed, start, first)
     expected = gradients(full, weights, [2])
     for a, b in zip(gradients(halted, weights, [2]), expected, strict=True):
@@ -98,9 +114,10 @@ def test_a_pack_is_bound_to_its_simd_level(simd_level: str) -> None:
     assert torch.equal(nlm_tick(packed, history, 0), found[0])
 
 
-def test_nan_after_the_last_tick_of_the_loss_stays_out() -> None:
-    weights, start, first = draw()
-    packed = nlm_pack(*weights, backend="native")
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_nan_after_the_last_tick_of_the_loss_stays_out(backend: str) -> None:
+    weights, start, first = draw(neurons=width(backend))
+    packed = nlm_pack(*weights, backend=backend)
     history = packed.history(start, B, 2)
     history[0] = first
     z = nlm_tick(packed, history, 0)
@@ -109,8 +126,9 @@ def test_nan_after_the_last_tick_of_the_loss_stays_out() -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(z.sum(), weights))
 
 
-def test_one_tensor_may_be_the_pre_activation_of_several_ticks() -> None:
-    weights, start, first = draw(dtype=torch.float64)
+@pytest.mark.parametrize("backend", ["native", TRITON])
+def test_one_tensor_may_be_the_pre_activation_of_several_ticks(backend: str) -> None:
+    weights, start, first = draw(dtype=torch.float64, neurons=width(backend))
 
     def twice(loop: NlmPack) -> list[Tensor]:
         history = loop.history(start, B, 2)
@@ -119,13 +137,13 @@ def test_one_tensor_may_be_the_pre_activation_of_several_ticks() -> None:
         history[1] = first
         return [a, nlm_tick(loop, history, 1)]
 
-    fast, plain = (twice(nlm_pack(*weights, backend=b)) for b in ("native", "reference"))
+    fast, plain = (twice(nlm_pack(*weights, backend=b)) for b in (backend, "reference"))
     assert_same(gradients(fast, [first, start], [0, 1]), gradients(plain, [first, start], [0, 1]))
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference", TRITON])
 def test_one_buffer_may_serve_all_ticks(backend: str) -> None:
-    weights, start, first = draw(dtype=torch.float64)
+    weights, start, first = draw(dtype=torch.float64, neurons=width(backend))
     packed = nlm_pack(*weights, backend=backend)
 
     def ticks(buffer: Tensor | None) -> list[Tensor]:
@@ -144,9 +162,9 @@ def test_one_buffer_may_serve_all_ticks(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "reference", TRITON])
 def test_a_change_after_writing_changes_nothing(backend: str) -> None:
-    weights, start, first = draw(dtype=torch.float64)
+    weights, start, first = draw(dtype=torch.float64, neurons=width(backend))
     packed = nlm_pack(*weights, backend=backend)
 
     def tick(change: bool) -> list[Tensor]:

@@ -12,6 +12,7 @@ from ctm_fast.loop.config import AttentionWeights, Loop
 from ctm_fast.ops.linear import Linear
 from ctm_fast.ops.native import CODES, Drop, kernels, threads
 from ctm_fast.ops.sync import autograd as sync
+from ctm_fast.ops.sync.arguments import checked_pairs
 
 
 class Attention:
@@ -31,7 +32,7 @@ class Attention:
         self.query = Linear(query, query_bias, self.batch, loop.ticks)
         self.out = Linear(weights.out, weights.out_bias, self.batch, loop.ticks)
         assert loop.left is not None and loop.right is not None
-        self.left, self.right = sync.pairs(z, loop.left, loop.right)
+        self.left, self.right = checked_pairs(z, loop.left, loop.right)
         self.r = torch.exp(-weights.decay).contiguous()
         self.pairs = self.r.shape[0]
         self.beta0 = torch.zeros_like(self.r)

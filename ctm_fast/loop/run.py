@@ -21,7 +21,7 @@ from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import all_ticks
 from ctm_fast.ops.native import draw_seed
-from ctm_fast.ops.nlm import nlm_pack, nlm_tick
+from ctm_fast.ops.nlm import nlm, nlm_pack, nlm_tick
 from ctm_fast.ops.sync import sync
 
 logger = logging.getLogger("ctm_fast")
@@ -161,13 +161,14 @@ def say_nothing(synapses: nn.Module) -> None:
 
 
 def _native(x: Tensor) -> bool:
-    """Whether native kernels may run on tensors like this one; raises for a selected backend that cannot run."""
-    device = x.device.type
-    if backends.selected() == "triton":
-        backends.choose("nlm", None, x)
-    if backends.selected() == "reference" or backends.why_not("nlm", "native", device) is not None:
-        return False
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device)
+    """Whether the native loop may run on tensors like this one; raises for a selected backend that cannot run."""
+    return _fused(x) == "native" and x.dtype in (torch.float32, torch.float64)
+
+
+def _fused(x: Tensor) -> str | None:
+    """The backend of fused neuron-level models for tensors like this one: "native", "triton" or None."""
+    name = backends.choose("nlm", None, x)
+    return None if name == "reference" or torch.is_autocast_enabled(x.device.type) else name
 
 
 def _fits(p: Parameters, synapses: SynapsePlan, z0: Tensor, read: list[Tensor]) -> bool:
@@ -240,17 +241,24 @@ class _Query:
 
 
 class _NeuronLevelModels:
-    """The neuron-level models on a growing history: packed and fused where planned, called elsewhere."""
+    """The neuron-level models on a growing history: fused where planned, packed where all samples start alike."""
 
     def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
-        self.module, self.window = module, start
+        self.models: Callable[[Tensor], Tensor] = module
+        self.window = start
         self.rows = list(start.unbind(2))
         self.history = None
-        weights = plan.nlm_weights(module) if _native(start) else "another device or dtype"
-        shared = start.shape[0] > 0 and start.stride(0) == 0
-        if not isinstance(weights, str) and shared and all(w.dtype == start.dtype for w in weights[0]):
+        weights = plan.nlm_weights(module) if _native(start) or _fused(start) == "triton" else "another dtype"
+        if isinstance(weights, str) or any(w.dtype != start.dtype for w in weights[0]):
+            return
+        w1 = weights[0][0]
+        if start.shape[1:] != (w1.shape[2], w1.shape[0]):
+            return  # the modules raise what they raise
+        if start.shape[0] > 0 and start.stride(0) == 0:
             self.packed = nlm_pack(*weights[0])
             self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
+        else:
+            self.models = lambda window: nlm(window, *weights[0], dropout=weights[1])
 
     def __call__(self, t: int, s: Tensor) -> Tensor:
         self.rows.append(s)
@@ -258,8 +266,7 @@ class _NeuronLevelModels:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
         self.window = torch.cat((self.window[:, :, 1:], s.unsqueeze(-1)), -1)
-        result: Tensor = self.module(self.window)
-        return result
+        return self.models(self.window)
 
 
 def _call(
@@ -272,7 +279,7 @@ def _call(
     track: bool,
 ) -> States:
     """The ticks through autograd, calling every module: any device, dtype, autocast and module."""
-    nlm = _NeuronLevelModels(parts.nlm, start, len(inputs))
+    models = _NeuronLevelModels(parts.nlm, start, len(inputs))
     query = _Query(parts, tokens, track)
     z, states, attention = z0, [z0], []
     alpha = beta = None
@@ -286,9 +293,9 @@ def _call(
         else:
             assert given is not None
             x = given[-1 - i]
-        z = nlm(t, parts.synapses(torch.cat((x, z), dim=-1)))
+        z = models(t, parts.synapses(torch.cat((x, z), dim=-1)))
         states.append(z)
-    history = torch.stack(nlm.rows)
+    history = torch.stack(models.rows)
     return States(_stack(states), history, torch.stack(attention) if attention else None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ctm_fast import ops
 from ctm_fast.ops import DncLayout, DncState
 from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+from ctm_fast.testing.kernels import Kernel
 
 Tensors = tuple[Tensor, ...]
 
@@ -135,4 +136,18 @@ SMALL = (
     OpCase("dnc_link", "sparse", (2, 5, 2, 3)),
     _sequence("dense", 2, 2, 4, 3, 2, 0),
     _sequence("sparse", 2, 2, 5, 3, 2, 3),
+)
+
+INTERPRETED = (
+    OpCase("dnc_link", "odd", (2, 37, 3, 0)),
+    OpCase("dnc_link", "many-heads", (1, 5, 6, 0)),
+    OpCase("dnc_link", "one-slot", (3, 1, 1, 0)),
+    OpCase("dnc_link", "no-batch", (0, 5, 2, 0)),
+)
+"""Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
+
+KERNELS = tuple(
+    Kernel(name, " ".join("s" * count), "i32 i32", dtypes=(dtype,), registers=255, BLOCK=32, HEADS=heads)
+    for name, count in (("link_forward_kernel", 8), ("link_backward_kernel", 12))
+    for dtype, heads in (("float32", 4), ("float64", 2))
 )

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ctm_fast import ops
+from ctm_fast.ops.nlm.blocks import blocks
 from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+from ctm_fast.testing.kernels import FLOATS, SUMS, Kernel
 
 
 def nlm_inputs(
@@ -69,4 +71,53 @@ SMALL = (
 EXTREME = (
     OpCase("nlm", "deep", (64, 37, 1, 1)),
     OpCase("nlm", "linear", (64, 37, 1, 0)),
+)
+
+INTERPRETED = (
+    OpCase("nlm", "deep", (5, 3, 6, 4)),
+    OpCase("nlm", "deep-dropout", (3, 2, 9, 20), _DROPOUT),
+    OpCase("nlm", "two-blocks", (65, 1, 17, 3)),
+    OpCase("nlm", "linear", (5, 4, 6, 0)),
+    OpCase("nlm", "no-batch", (0, 9, 4, 2)),
+    OpCase("nlm", "no-neurons", (3, 0, 4, 2)),
+)
+"""Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
+
+_PRESETS = {
+    "cifar10": (15, 64),
+    "imagenet": (25, 64),
+    "mazes": (25, 32),
+    "parity": (25, 16),
+    "linear": (25, 1),
+}
+_POINTERS = {"forward_kernel": "f f i64 f", "input_kernel": "f f i64 f f", "weight_kernel": "f f i64 f s"}
+_MORE = {"forward_kernel": "", "input_kernel": " i32 i32 i32 i32 i32", "weight_kernel": " i32 i32 i32"}
+
+
+def _over_rows(
+    name: str, memory: int, hidden: int, dtypes: tuple[str, ...] = SUMS, **sizes: Any
+) -> list[Kernel]:
+    """A kernel on the loop form's history, whose rows are innermost, by 64 samples or more."""
+    found = []
+    for dtype in dtypes:
+        chosen = blocks(name, 64, memory, hidden, dtype == "float64")
+        warps = chosen.pop("num_warps")
+        scalars = "i32 i32 i32 i64 fp32 i32 i32" + _MORE[name]
+        shape = {"MEMORY": memory, "HIDDEN": hidden, "DEEP": hidden > 1, "DROP": False, "stride_r": 1}
+        if name == "input_kernel":
+            shape["ADD"] = True
+        found.append(
+            Kernel(name, _POINTERS[name], scalars, dtypes=(dtype,), warps=warps, **(shape | chosen | sizes))
+        )
+    return found
+
+
+KERNELS = (
+    *(x for sizes in _PRESETS.values() for name in _POINTERS for x in _over_rows(name, *sizes, FLOATS)),
+    *(x for name in _POINTERS for x in _over_rows(name, 25, 64, ("float32",), DROP=True)),
+    *(x for name in _POINTERS for x in _over_rows(name, 100, 128, ("float32",))),
+    Kernel("pack_kernel", "f f f f f f f", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32),
+    Kernel(
+        "unpack_kernel", "f s f f f f fp64", "i32", MEMORY=25, HIDDEN=64, DEEP=True, BLOCK_C=64, BLOCK_D=32
+    ),
 )

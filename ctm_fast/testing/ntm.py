@@ -13,6 +13,7 @@ from ctm_fast import ops
 from ctm_fast.ops import NtmLayout
 from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS
 from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+from ctm_fast.testing.kernels import Kernel
 
 
 class _Draw:
@@ -175,3 +176,70 @@ EXTREME = (
     OpCase("ntm_write", "several", (3, 37, 5, 3)),
     step_case("one-of-each", 2, 33, NtmLayout(1, 1, 2)),
 )
+
+INTERPRETED = (
+    OpCase("ntm_address", "several", (1, 5, 3, 2, 3)),
+    OpCase("ntm_address", "wide-shift", (2, 9, 35, 0, 13)),
+    OpCase("ntm_address", "no-batch", (0, 7, 4, 2, 3)),
+    OpCase("ntm_read", "several", (2, 37, 5, 2)),
+    OpCase("ntm_write", "several", (2, 37, 5, 3)),
+    step_case("one-of-each", 1, 33, ONE),
+    step_case("no-batch", 0, 8, ONE),
+    step_case("several", 1, 7, replace(SEVERAL, read_heads=1, write_heads=2)),
+    step_case("write-read", 1, 4, NtmLayout(1, 1, 3), steps=2),
+    step_case("shared", 1, 5, replace(SHARED, read_heads=1), steps=2),
+)
+"""Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
+
+
+def _step_kernels(
+    rows: int, columns: int, warps: int, dtype: str, order: str, *ones: str
+) -> tuple[Kernel, ...]:
+    """Whole steps for memories of up to ``rows`` slots, ``columns`` columns at once, half of them on the way back.
+
+    ``ones`` are the sizes known to be 1, which Triton compiles apart.
+    """
+    variant = {
+        "SHARED": False,
+        "COSINE": "root",
+        "EPS": 1e-6,
+        "KEY": "tanh",
+        "ADD": "tanh",
+        "STRENGTH": "softplus",
+    }
+    given: dict[str, Any] = {"dtypes": (dtype,), "warps": warps, "registers": 255, "ORDER": order, **variant}
+    given |= dict.fromkeys(ones, 1)
+    pointers, sizes = " ".join("s" * 8), " ".join(["i32"] * (9 - len(ones)))
+    back: dict[str, Any] = {"TRACE": order == "write_read", "BLOCK_W": max(columns // 2, 1)}
+    memory: dict[str, Any] = {"BLOCK_N": rows, "BLOCK_S": 4}
+    return (
+        Kernel("step_forward_kernel", pointers, sizes, **given, **memory, BLOCK_W=columns),
+        Kernel("step_backward_kernel", f"{pointers} {pointers}", f"{sizes} i64", **given, **memory, **back),
+    )
+
+
+def _single_kernels(rows: int, columns: int, dtype: str) -> tuple[Kernel, ...]:
+    """The single ops in the same sizes."""
+    given: dict[str, Any] = {"dtypes": (dtype,), "registers": 255, "BLOCK_N": rows}
+    forth, back = given | {"BLOCK_W": columns}, given | {"BLOCK_W": columns // 2}
+    cosine: dict[str, Any] = {"COSINE": "root", "EPS": 1e-6, "BLOCK_S": 4}
+    sizes = "i32 i32 i32"
+    return (
+        Kernel("address_forward_kernel", "s s s s", f"{sizes} i32", **forth, **cosine),
+        Kernel("address_backward_kernel", "s s s s s s s s", f"{sizes} i32", **back, **cosine),
+        Kernel("read_forward_kernel", "s s s", sizes, **forth),
+        Kernel("read_backward_kernel", "s s s s s", sizes, **back),
+        Kernel("write_forward_kernel", "s s s s s", sizes, **forth),
+        Kernel("write_backward_kernel", "s s s s s s s s", sizes, **back),
+    )
+
+
+KERNELS = (
+    *_step_kernels(128, 16, 4, "float32", "write_read"),
+    *_step_kernels(128, 8, 4, "float64", "write_read"),
+    *_step_kernels(128, 16, 4, "float32", "read_write", "steps", "readers", "writers"),
+    *_step_kernels(1024, 2, 8, "float32", "write_read"),
+    *_single_kernels(128, 16, "float32"),
+    *_single_kernels(128, 8, "float64"),
+)
+"""Up to 128 slots of any width of at least 16, and the most slots: more columns are more rounds of a loop."""

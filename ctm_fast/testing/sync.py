@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from ctm_fast import ops
+from ctm_fast.ops.native import compute_dtype
 from ctm_fast.testing.contract import OPS, Inputs, Op, OpCase
+from ctm_fast.testing.kernels import Kernel
 
 
 def sync_inputs(
     ticks: int, batch: int, neurons: int, pairs: int, *, dtype: torch.dtype, generator: torch.Generator
 ) -> Inputs:
     """Arguments of ``ops.sync``: random pairs, so some repeat and some join a neuron with itself."""
-    state = torch.float32 if dtype == torch.bfloat16 else dtype
+    state = compute_dtype(dtype)
 
     def random(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
@@ -60,4 +62,28 @@ SMALL = (
 EXTREME = (
     OpCase("sync", "all-ticks", (6, 5, 37, 23)),
     OpCase("sync", "last-tick", (6, 5, 37, 23), {"last": True}),
+)
+
+INTERPRETED = (
+    OpCase("sync", "all-ticks", (4, 3, 37, 23)),
+    OpCase("sync", "last-tick", (4, 2, 37, 23), {"last": True}),
+    OpCase("sync", "two-blocks", (2, 1, 130, 259)),
+    OpCase("sync", "batch-1-long", (20, 1, 5, 7)),
+    OpCase("sync", "one-neuron", (3, 2, 1, 3)),
+    OpCase("sync", "no-pairs", (3, 2, 5, 0)),
+    OpCase("sync", "no-batch", (3, 0, 5, 4)),
+)
+"""Cases for Triton's interpreter, which takes milliseconds for every program of a kernel."""
+
+KERNELS = (
+    Kernel("forward_kernel", "f i32 i32 f f f f f f", "i32 i32 i32 i32 i32 i32", LAST=False, BLOCK=256),
+    Kernel("forward_kernel", "f i32 i32 f f f f f f", "i32 i32 i32 i32 i32 i32", LAST=True, BLOCK=32),
+    Kernel("betas_kernel", "f f f", "i32 i32", BLOCK=256),
+    Kernel(
+        "backward_kernel", "f i32 i32 f f f f f f f f f f", "i32 i32 i32 i32 i32 i32", LAST=False, BLOCK=256
+    ),
+    Kernel(
+        "backward_kernel", "f i32 i32 f f f f f f f f f f", "i32 i32 i32 i32 i32 i32", LAST=True, BLOCK=32
+    ),
+    Kernel("gather_kernel", "f f f i32 i32 i32", "i32 i32 i32 i32 i32 i32", BLOCK=128),
 )

@@ -1,4 +1,4 @@
-"""Registration of the native ``dnc`` ops with torch: schemas, fake kernels, autograd."""
+"""Registration of the native ``dnc`` ops and the Triton ``dnc_link`` with torch: schemas, fake kernels, autograd."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import triton
 from ctm_fast.ops.dnc.layout import DncLayout, DncState
 from ctm_fast.ops.dnc.reference import check_slots
 from ctm_fast.ops.grad import refuse_double_backward
@@ -29,10 +30,10 @@ def _results(count: int) -> str:
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
 _LIBRARY.define("dnc_allocation_forward(Tensor usage, float eps) -> Tensor")
 _LIBRARY.define("dnc_allocation_backward(Tensor dallocation, Tensor usage, float eps) -> Tensor")
-_LIBRARY.define(f"dnc_link_forward({_LINK}) -> {_results(5)}")
-_LIBRARY.define(
-    f"dnc_link_backward({_tensors('link precedence forward backward', 'd')}, {_LINK}) -> {_results(4)}"
-)
+_LINK_GRADS = _tensors("link precedence forward backward", "d")
+for _suffix in ("", triton.SUFFIX):
+    _LIBRARY.define(f"dnc_link_forward{_suffix}({_LINK}) -> {_results(5)}")
+    _LIBRARY.define(f"dnc_link_backward{_suffix}({_LINK_GRADS}, {_LINK}) -> {_results(4)}")
 _LIBRARY.define(f"dnc_sequence_forward({_STEPS}) -> {_results(8)}")
 _LIBRARY.define(
     f"dnc_sequence_backward({_tensors('reads memory usage link precedence write read', 'd')}, {_STEPS}, "
@@ -150,6 +151,8 @@ _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 for _name, (_kernel, _shapes) in _KERNELS.items():
     _LIBRARY.impl(_name, _kernel, "CPU")
     torch.library.register_fake(f"ctm_fast::{_name}", _shapes)
+_LINKS = ("dnc_link_forward", "dnc_link_backward")
+triton.register(_LIBRARY, "dnc", _LINKS, [_KERNELS[_name][1] for _name in _LINKS])
 
 
 class _Allocation(torch.autograd.Function):
@@ -167,17 +170,18 @@ class _Allocation(torch.autograd.Function):
 
 class _Link(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, backend: str, *tensors: Tensor) -> Any:
         ctx.save_for_backward(*tensors)
-        found = torch.ops.ctm_fast.dnc_link_forward(*tensors)
+        ctx.backend = backend
+        found = triton.op("dnc_link_forward", backend)(*tensors)
         ctx.mark_non_differentiable(found[4])
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("dnc_link")
-        found = torch.ops.ctm_fast.dnc_link_backward(*grads[:4], *ctx.saved_tensors)
-        return (*_wanted(found, ctx.needs_input_grad), None)
+        found = triton.op("dnc_link_backward", ctx.backend)(*grads[:4], *ctx.saved_tensors)
+        return (None, *_wanted(found, ctx.needs_input_grad[1:]), None)
 
 
 class _Steps(torch.autograd.Function):
@@ -237,10 +241,11 @@ def allocation(usage: Tensor, eps: float) -> Tensor:
 
 
 def links(
-    link: Tensor, precedence: Tensor, write: Tensor, read: Tensor, slots: Tensor | None
+    backend: str, link: Tensor, precedence: Tensor, write: Tensor, read: Tensor, slots: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """As ``reference.links``, on the native backend."""
-    link, last, forward, backward, columns = _Link.apply(link, precedence, write, read, _columns(slots, link))
+    """As ``reference.links``, on the backend "native" or, with dense links, "triton"."""
+    tensors = (link, precedence, write, read, _columns(slots, link))
+    link, last, forward, backward, columns = _Link.apply(backend, *tensors)
     return link, None if slots is None else columns, last, forward, backward
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -93,7 +94,7 @@ def dnc_link(
         write_weights: of this write.
         read_weights: of the step before.
         link_slots: columns of a sparse link, int64, ascending in every row; None for a dense one.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes dense links.
 
     Returns:
         A ``DncLink``, link and precedence of their own dtypes, the weightings of that of ``read_weights``.
@@ -112,9 +113,11 @@ def dnc_link(
         beside.floating(name, value, (batch, slots), "B, N")
     heads = checks.floating("dnc_link", "read_weights", read_weights).shape[1:2]
     beside.floating("read_weights", read_weights, (batch, *heads, slots), "B, R, N")
-    run = autograd if backends.choose("dnc_link", backend, link) == "native" else reference
+    refused = {} if link_slots is None else {"triton": "the Triton kernels of dnc_link take dense links only"}
+    name = backends.choose("dnc_link", backend, link, refused)
+    run = reference.links if name == "reference" else partial(autograd.links, name)
     dtype = compute_dtype(link.dtype)
-    values, columns, last, forward, backward = run.links(
+    values, columns, last, forward, backward = run(
         link.to(dtype), precedence.to(dtype), write_weights.to(dtype), read_weights.to(dtype), link_slots
     )
     return DncLink(

@@ -33,8 +33,8 @@ def nlm(
         glu(layer(history, w1, b1, t1)).squeeze(-1)                             # linear: no w2, b2, t2; H = 1
 
     Args:
-        history: pre-activations, newest last; any strides; float32, float64, bfloat16 (the native backend
-            accumulates it in float32) or float16 (reference only).
+        history: pre-activations, newest last; any strides; float32, float64, or bfloat16 or float16, which
+            the kernels accumulate in float32 (float16 not with ``"native"``).
         w1, b1, t1: first layer of every neuron; ``t1`` divides. Of the dtype of ``history``, or float32
             beside a 16-bit history.
         w2, b2, t2: second layer, all or none.
@@ -50,7 +50,8 @@ def nlm(
     """
     weights = check("nlm", history, w1, b1, t1, w2, b2, t2)
     drawn = check_dropout("nlm", dropout, seed)
-    if backends.choose("nlm", backend, history) == "native":
-        return autograd.native(history, *weights, dropout=dropout, seed=drawn)
+    name = backends.choose("nlm", backend, history)
+    if name != "reference":
+        return autograd.fused(name, history, *weights, dropout=dropout, seed=drawn)
     weights_cast = [w.to(history.dtype) if w is not None else None for w in weights]
     return reference.nlm(history, *weights_cast, dropout=dropout, seed=drawn)  # type: ignore[arg-type]

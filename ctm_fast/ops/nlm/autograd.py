@@ -1,26 +1,44 @@
-"""Registration of the native ``nlm`` with torch: schemas, fake kernels, autograd."""
+"""Registration of the native and the Triton ``nlm`` with torch: schemas, fake kernels, autograd."""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import triton
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, Drop, compute_dtype, drop_args, empty, kernels, threads, zeros
 
 _WEIGHTS = "Tensor w1, Tensor b1, Tensor t1, Tensor? w2, Tensor? b2, Tensor? t2"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
-_LIBRARY.define(f"nlm_forward(Tensor history, {_WEIGHTS}, float dropout, Tensor? seed) -> Tensor")
-_LIBRARY.define(
-    f"nlm_backward(Tensor grad, Tensor history, {_WEIGHTS}, float dropout, Tensor? seed, bool want_history, "
-    "bool want_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+for _suffix in ("", triton.SUFFIX):
+    _LIBRARY.define(
+        f"nlm_forward{_suffix}(Tensor history, {_WEIGHTS}, float dropout, Tensor? seed) -> Tensor"
+    )
+    _LIBRARY.define(
+        f"nlm_backward{_suffix}(Tensor grad, Tensor history, {_WEIGHTS}, float dropout, Tensor? seed, "
+        "bool want_history, bool want_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    )
 
 DIRECT_ROWS = 2  # with more rows packing the weights costs less than it saves
 Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
+
+
+def kernels_of(backend: str) -> Any:
+    """The module with ``pack``, ``unpack``, ``run_forward``, ``run_backward``, ``drop_args`` and ``buffer``."""
+    return (
+        sys.modules[__name__] if backend == "native" else importlib.import_module("ctm_fast.ops.nlm.triton")
+    )
+
+
+def buffer(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor (..., rows, B, D) for a history or its gradients."""
+    return empty(like, *shape)
 
 
 def shape_of(rows: int, w1: Tensor, w2: Tensor | None) -> Shape:
@@ -161,28 +179,31 @@ _LIBRARY.impl("nlm_forward", _forward, "CPU")
 _LIBRARY.impl("nlm_backward", _backward, "CPU")
 torch.library.register_fake("ctm_fast::nlm_forward", _fake_forward)
 torch.library.register_fake("ctm_fast::nlm_backward", _fake_backward)
+triton.register(_LIBRARY, "nlm", ("nlm_forward", "nlm_backward"), (_fake_forward, _fake_backward))
 
 
 class Nlm(torch.autograd.Function):
     """Saves the inputs alone; the backward computes the hidden layer again."""
 
     @staticmethod
-    def forward(ctx: Any, history: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, backend: str, history: Tensor, *rest: Any) -> Tensor:
         ctx.save_for_backward(history, *rest[:6], rest[7])
-        ctx.dropout = rest[6]
-        return torch.ops.ctm_fast.nlm_forward(history, *rest)
+        ctx.backend, ctx.dropout = backend, rest[6]
+        z: Tensor = triton.op("nlm_forward", backend)(history, *rest)
+        return z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("nlm")
         *tensors, seed = ctx.saved_tensors
-        need = ctx.needs_input_grad
-        grads = torch.ops.ctm_fast.nlm_backward(grad, *tensors, ctx.dropout, seed, need[0], any(need[1:7]))
-        return (*(g if n else None for g, n in zip(grads, need[:7], strict=True)), None, None)
+        need = ctx.needs_input_grad[1:8]
+        run = triton.op("nlm_backward", ctx.backend)
+        grads = run(grad, *tensors, ctx.dropout, seed, need[0], any(need[1:]))
+        return (None, *(g if n else None for g, n in zip(grads, need, strict=True)), None, None)
 
 
-def native(
-    history: Tensor, *weights: Tensor | None, dropout: float = 0.0, seed: Tensor | None = None
+def fused(
+    backend: str, history: Tensor, *weights: Tensor | None, dropout: float = 0.0, seed: Tensor | None = None
 ) -> Tensor:
-    """The public op on the native backend."""
-    return Nlm.apply(history, *weights, dropout, seed)
+    """The public op on the backend "native" or "triton"."""
+    return Nlm.apply(backend, history, *weights, dropout, seed)

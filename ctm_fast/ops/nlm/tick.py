@@ -20,7 +20,7 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
-from ctm_fast.ops.native import NO_DROPOUT, Drop, drop_args, empty, zeros
+from ctm_fast.ops.native import NO_DROPOUT, Drop
 from ctm_fast.ops.nlm import autograd, reference
 from ctm_fast.ops.nlm.arguments import Weights, check_dropout, check_weights
 
@@ -33,7 +33,7 @@ class NlmPack:
 
     Attributes:
         memory, neurons, hidden: M, D and H of the weights.
-        backend: ``"native"`` or ``"reference"``.
+        backend: ``"native"``, ``"triton"`` or ``"reference"``.
     """
 
     def __init__(self, weights: Weights, backend: str) -> None:
@@ -41,7 +41,7 @@ class NlmPack:
         self.backend = backend
         self.memory, outputs, self.neurons = weights[0].shape
         self.hidden = outputs // 2
-        self.packed: Tensor | None = _Pack.apply(*weights) if backend == "native" else None
+        self.packed: Tensor | None = _Pack.apply(backend, *weights) if backend != "reference" else None
 
     def history(
         self, start: Tensor, batch: int, ticks: int, *, dropout: float = 0.0, seed: int | Tensor | None = None
@@ -67,11 +67,14 @@ class _Rows:
     Holds no tensor of the graph. A node that reached one of its own outputs would never be freed.
     """
 
-    def __init__(self, packed: NlmPack, start: Tensor, batch: int, ticks: int, drop: Drop) -> None:
+    def __init__(
+        self, packed: NlmPack, start: Tensor, batch: int, ticks: int, dropout: float, seed: Tensor | None
+    ) -> None:
+        self.kernels = autograd.kernels_of(packed.backend)
         self.memory, self.neurons, self.hidden = packed.memory, packed.neurons, packed.hidden
         self.deep = packed.weights[3] is not None
-        self.batch, self.drop = batch, drop
-        self.data = empty(start, self.memory + ticks, batch, self.neurons)
+        self.batch, self.drop = batch, self.kernels.drop_args(dropout, seed)
+        self.data = self.kernels.buffer(start, self.memory + ticks, batch, self.neurons)
         self.data[: self.memory] = start.detach().t().unsqueeze(1)
         self.reached = 0  # ticks that the backward pass under way has gradients for
 
@@ -79,9 +82,11 @@ class _Rows:
         """The kernels' size tuple for the windows of that many ticks."""
         return (ticks * self.batch, self.neurons, self.memory, self.hidden, self.deep)
 
-    def strides(self) -> tuple[int, int, int]:
-        """Row, neuron and memory strides of a window."""
-        return (self.neurons, 1, self.batch * self.neurons)
+    @staticmethod
+    def strides(data: Tensor) -> tuple[int, int, int]:
+        """Row, neuron and memory strides of a window of ``data`` (rows, B, D)."""
+        memory, row, neuron = data.stride()
+        return (row, neuron, memory)
 
     def drop_at(self, t: int) -> Drop:
         """Dropout arguments of tick ``t``."""
@@ -107,8 +112,8 @@ class NlmHistory:
         self._grad_mode: dict[int, bool] = {}
         self.rows: _Rows | None = None
         self.states: dict[int, Tensor] = {}
-        if packed.backend == "native" and not torch.compiler.is_compiling():
-            self.rows = _Rows(packed, start, batch, ticks, drop_args(dropout, seed))
+        if packed.backend != "reference" and not torch.compiler.is_compiling():
+            self.rows = _Rows(packed, start, batch, ticks, dropout, seed)
             self.states[0] = _Start.apply(packed.packed, start, self.rows)
 
     def __setitem__(self, t: int, pre_activation: Tensor) -> None:
@@ -157,17 +162,17 @@ def nlm_pack(
 ) -> NlmPack:
     """Pack the weights of neuron-level models once for many ticks. Arguments and errors as in ``ops.nlm``.
 
-    float32 and float64 run natively; inside ``torch.compile`` the loop form is traced as plain PyTorch. One
+    float32 and float64 run in kernels; inside ``torch.compile`` the loop form is traced as plain PyTorch. One
     pack serves any number of histories and of backward passes; pack again after an optimiser step.
     """
     weights = check_weights("nlm_pack", w1, b1, t1, w2, b2, t2)
     name, reason = backends.choose("nlm", backend, weights[0]), None
-    if name == "native" and weights[0].dtype not in _BITS:
+    if name != "reference" and weights[0].dtype not in _BITS:
         reason = f"the loop form takes float32 and float64, got {weights[0].dtype}"
-    elif name == "native" and torch.compiler.is_compiling():
+    elif name != "reference" and torch.compiler.is_compiling():
         reason = "torch.compile cannot trace the loop form's history"
-    if reason is not None and "native" in (backend, backends.selected()):
-        raise RuntimeError(f"nlm_pack: backend 'native' cannot run here: {reason}")
+    if reason is not None and name in (backend, backends.selected()):
+        raise RuntimeError(f"nlm_pack: backend {name!r} cannot run here: {reason}")
     return NlmPack(weights, "reference" if reason is not None else name)
 
 
@@ -224,7 +229,9 @@ def _tick(packed: Any, state: Tensor, s: Tensor, rows: _Rows, t: int) -> tuple[T
 
 def _post_activations(packed: Tensor, s: Tensor, rows: _Rows, t: int) -> Tensor:
     z = torch.empty_like(s, memory_format=torch.contiguous_format)
-    autograd.run_forward(rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), z)
+    rows.kernels.run_forward(
+        rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(rows.data), z
+    )
     return z
 
 
@@ -236,8 +243,9 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *weights: Tensor | None) -> Tensor:
-        packed = autograd.pack(*weights)  # type: ignore[arg-type]
+    def forward(ctx: Any, backend: str, *weights: Tensor | None) -> Tensor:
+        ctx.kernels = autograd.kernels_of(backend)
+        packed: Tensor = ctx.kernels.pack(*weights)
         w1, _, t1, w2, _, t2 = weights
         ctx.save_for_backward(packed, w1, t1, w2, t2)
         return packed
@@ -246,7 +254,7 @@ class _Pack(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("nlm_pack")
         packed, w1, t1, w2, t2 = ctx.saved_tensors
-        grads = autograd.unpack(packed, grad.contiguous(), w1, t1, w2, t2)
+        grads = (None, *ctx.kernels.unpack(packed, grad.contiguous(), w1, t1, w2, t2))
         return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
@@ -269,8 +277,8 @@ class _Start(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dpacked = torch.zeros_like(packed)
             dz = grad[1, :reached].flatten(0, 1)
-            autograd.run_backward(
-                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(), dz, None,
+            rows.kernels.run_backward(
+                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(rows.data), dz, None,
                 (0, 0, 0), dpacked,
             )  # fmt: skip
         dstart = grad[0, : rows.memory].sum(1).t() if ctx.needs_input_grad[1] else None
@@ -305,12 +313,12 @@ class _Tick(torch.autograd.Function):
         rows: _Rows = ctx.rows
         t = ctx.t
         if grad is None:
-            grad = zeros(packed, 2, *rows.data.shape)
+            grad = rows.kernels.buffer(packed, 2, *rows.data.shape).zero_()
             rows.reached = max(rows.reached, t + 1)
         if dz is not None:
             grad[1, t].copy_(dz)
-            autograd.run_backward(
-                rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(), grad[1, t],
-                grad[0, t + 1 :], rows.strides(), None,
+            rows.kernels.run_backward(
+                rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(rows.data), grad[1, t],
+                grad[0, t + 1 :], rows.strides(grad[0]), None,
             )  # fmt: skip
         return None, grad, grad[0, rows.memory + t], None, None

@@ -12,6 +12,15 @@ from ctm_fast.ops import checks
 from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.ntm.layout import NtmLayout
 
+MOST_SLOTS = 1024  # of which a Triton program holds vectors in registers
+
+
+def too_large(memory: Tensor) -> dict[str, str]:
+    """By backend, why it cannot take as many slots as ``memory`` (B, N, W) has; nothing where all can."""
+    if memory.shape[1] <= MOST_SLOTS:
+        return {}
+    return {"triton": f"the Triton kernels of ntm take up to {MOST_SLOTS} slots, got {memory.shape[1]}"}
+
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in ``dtype``; without a call into torch where it has it, which counts in a step of one sample."""

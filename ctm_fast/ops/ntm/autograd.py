@@ -1,4 +1,4 @@
-"""Registration of the native ``ntm`` ops with torch: schemas, fake kernels, autograd."""
+"""Registration of the native and the Triton ``ntm`` ops with torch: schemas, fake kernels, autograd."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ctm_fast.ops import triton
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.ntm import native
 
@@ -31,6 +32,7 @@ for _schema in (
     f"ntm_write_backward(Tensor grad, {_WRITE}) -> {_FOUR}",
 ):
     _LIBRARY.define(_schema)
+    _LIBRARY.define(_schema.replace("(", f"{triton.SUFFIX}(", 1))
 
 
 def _fake_forward(
@@ -83,40 +85,44 @@ def _register(name: str, kernel: Kernel) -> None:
     _LIBRARY.impl(f"{name}_backward", kernel.backward, "CPU")
     torch.library.register_fake(f"ctm_fast::{name}_forward", kernel.fake)
     torch.library.register_fake(f"ctm_fast::{name}_backward", fake_backward)
+    ways = (f"{name}_forward", f"{name}_backward")
+    triton.register(_LIBRARY, "ntm", ways, (kernel.fake, fake_backward))
 
 
 for _name, _kernel in KERNELS.items():
     _register(_name, _kernel)
 
 
-class _Native(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, *arguments: Any) -> Any:
+    def forward(ctx: Any, backend: str, name: str, *arguments: Any) -> Any:
         count = KERNELS[name].tensors
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*arguments[:count])
-        ctx.name, ctx.rest = name, arguments[count:]
-        return _call(name, "forward", arguments)
+        ctx.backend, ctx.name, ctx.rest = backend, name, arguments[count:]
+        return _call(backend, name, "forward", arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward(ctx.name)
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
-        found = _call(ctx.name, "backward", (*grads, *ctx.saved_tensors, *ctx.rest))
-        return (None, *found, *(None for _ in ctx.rest))
+        found = _call(ctx.backend, ctx.name, "backward", (*grads, *ctx.saved_tensors, *ctx.rest))
+        return (None, None, *found, *(None for _ in ctx.rest))
 
 
-def _call(name: str, way: str, arguments: tuple[Any, ...]) -> Any:
+def _call(backend: str, name: str, way: str, arguments: tuple[Any, ...]) -> Any:
     """Through torch's dispatcher only where somebody traces: it costs more than a step."""
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.ctm_fast, f"{name}_{way}")(*arguments)
+        return triton.op(f"{name}_{way}", backend)(*arguments)
+    if backend == "triton":
+        return triton.function("ntm", f"{name}_{way}")(*arguments)
     return getattr(KERNELS[name], way)(*arguments)
 
 
-def run(name: str, *arguments: Any) -> Any:
-    """The op ``name`` on the native backend: tensors in the compute dtype, then the rest of its schema."""
+def run(backend: str, name: str, *arguments: Any) -> Any:
+    """The op ``name`` on "native" or "triton": tensors in the compute dtype, then the rest of its schema."""
     tensors = arguments[: KERNELS[name].tensors]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return _Native.apply(name, *arguments)
-    return _call(name, "forward", arguments)
+        return _Fused.apply(backend, name, *arguments)
+    return _call(backend, name, "forward", arguments)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops.ntm import autograd, reference
-from ctm_fast.ops.ntm.arguments import cast, check_heads
+from ctm_fast.ops.ntm.arguments import cast, check_heads, too_large
 from ctm_fast.ops.ntm.layout import EPS_PLACEMENTS, check_eps
 
 _ADDRESS = {"key": "B, W", "beta": "B", "gate": "B", "shift": "B, S", "gamma": "B", "previous": "B, N"}
@@ -58,7 +58,7 @@ def ntm_address(
         eps: positive; keeps the cosine and its gradient finite at zero keys and slots. At least 1e-18 for
             "norm" and "clamp", which divide by its square.
         eps_placement: see above.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         (B, N) or (B, H, N) of the dtype of ``previous``. Ranges of values are not checked.
@@ -70,12 +70,13 @@ def ntm_address(
     check_eps(op, eps, eps_placement)
     given = {"key": key, "beta": beta, "gate": gate, "shift": shift, "gamma": gamma, "previous": previous}
     found = check_heads(op, memory, given, _ADDRESS)
-    if backends.choose(op, backend, memory) == "native":
+    name = backends.choose(op, backend, memory, too_large(memory))
+    if name != "reference":
         *values, previous_weights = found.parts
         columns = torch.cat([x if x.dim() == 3 else x.unsqueeze(2) for x in values], 2)
         placement = EPS_PLACEMENTS.index(eps_placement)
         weights = autograd.run(
-            op, found.memory, columns, previous_weights, values[3].shape[2], placement, eps
+            name, op, found.memory, columns, previous_weights, values[3].shape[2], placement, eps
         )
     else:
         weights = reference.address(found.memory, *found.parts, eps=eps, placement=eps_placement)
@@ -92,7 +93,7 @@ def ntm_read(
 
     Args:
         memory, weights: any strides; dtypes as in :func:`ntm_address`.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         (B, W) or (B, H, W) of the dtype of ``memory``.
@@ -101,8 +102,9 @@ def ntm_read(
         TypeError, ValueError: "ntm_read: argument must ..., got ...".
     """
     found = check_heads("ntm_read", memory, {"weights": weights}, _READ)
-    if backends.choose("ntm_read", backend, memory) == "native":
-        reads = autograd.run("ntm_read", found.memory, *found.parts)
+    name = backends.choose("ntm_read", backend, memory, too_large(memory))
+    if name != "reference":
+        reads = autograd.run(name, "ntm_read", found.memory, *found.parts)
     else:
         reads = reference.read(found.memory, *found.parts)
     return cast(reads.squeeze(1) if found.single else reads, memory.dtype)
@@ -124,7 +126,7 @@ def ntm_write(
         memory, weights: any strides; dtypes as in :func:`ntm_address`.
         erase: in [0, 1].
         add: any values.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         A new tensor (B, N, W) of the dtype of ``memory``.
@@ -134,8 +136,9 @@ def ntm_write(
     """
     given = {"weights": weights, "erase": erase, "add": add}
     found = check_heads("ntm_write", memory, given, _WRITE)
-    if backends.choose("ntm_write", backend, memory) == "native":
-        after: Tensor = autograd.run("ntm_write", found.memory, *found.parts)
+    name = backends.choose("ntm_write", backend, memory, too_large(memory))
+    if name != "reference":
+        after: Tensor = autograd.run(name, "ntm_write", found.memory, *found.parts)
     else:
         after = reference.write(found.memory, *found.parts)
     return cast(after, memory.dtype)

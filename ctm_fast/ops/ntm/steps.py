@@ -9,7 +9,7 @@ from torch import Tensor
 from ctm_fast import backend as backends
 from ctm_fast.ops import checks
 from ctm_fast.ops.ntm import autograd, reference
-from ctm_fast.ops.ntm.arguments import cast, check_step
+from ctm_fast.ops.ntm.arguments import cast, check_step, too_large
 from ctm_fast.ops.ntm.layout import NtmLayout
 
 
@@ -61,7 +61,7 @@ def ntm_step(
         interface: raw values of the controller; the layout's activations are applied here.
         read_weights, write_weights: weightings of the step before.
         layout: heads and variant; ``layout.size`` is I.
-        backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
+        backend: None, ``"reference"``, ``"native"`` or ``"triton"``, which takes up to 1024 slots.
 
     Returns:
         reads (B, R, W) and memory of the dtype of ``memory``, weights of the dtypes of the weights given.
@@ -70,8 +70,9 @@ def ntm_step(
         TypeError, ValueError: "ntm_step: argument must ..., got ...".
     """
     tensors = check_step("ntm_step", memory, interface, read_weights, write_weights, layout, steps=False)
-    if backends.choose("ntm_step", backend, memory) == "native":
-        reads, new, read, write = autograd.run("ntm_step", *tensors, layout.encoded, layout.eps)
+    name = backends.choose("ntm_step", backend, memory, too_large(memory))
+    if name != "reference":
+        reads, new, read, write = autograd.run(name, "ntm_step", *tensors, layout.encoded, layout.eps)
     else:
         reads, new, read, write = reference.step(*tensors, layout)
     return NtmStep(
@@ -122,8 +123,9 @@ def ntm_sequence(
     op = "ntm_sequence"
     checks.flag(op, "trace", trace)
     tensors = check_step(op, memory, interface, read_weights, write_weights, layout, steps=True)
-    if backends.choose(op, backend, memory) == "native" and interface.shape[0]:
-        reads, new, read, write = autograd.run(op, *tensors, layout.encoded, layout.eps, trace)
+    name = backends.choose(op, backend, memory, too_large(memory))
+    if name != "reference" and interface.shape[0]:
+        reads, new, read, write = autograd.run(name, op, *tensors, layout.encoded, layout.eps, trace)
     else:
         reads, new, weights = reference.sequence(*tensors, layout)
         read, write = (weights[1:] if trace else weights[-1]).tensor_split([layout.read_heads], -2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,8 @@ def sync(
     alpha = _state("alpha", alpha, (z.shape[1], decay.shape[0]), "B, P", z, state)
     beta = _state("beta", beta, (decay.shape[0],), "P", z, state)
     checks.flag("sync", "last", last)
-    run = autograd.native if backends.choose("sync", backend, z) == "native" else reference.sync
+    name = backends.choose("sync", backend, z)
+    run = reference.sync if name == "reference" else partial(autograd.fused, name)
     s, alpha, beta = run(z.to(state), left, right, decay.to(state), alpha, beta, last)
     return s.to(z.dtype), alpha, beta
 

@@ -1,4 +1,4 @@
-"""Registration of the native ``sync`` with torch: schemas, fake kernels, autograd."""
+"""Registration of the native and the Triton ``sync`` with torch: schemas, fake kernels, autograd."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm_fast.ops import checks
+from ctm_fast.ops import triton
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import CODES, empty, kernels, threads, zeros
+from ctm_fast.ops.sync.arguments import checked_pairs
 
 _ARGUMENTS = "Tensor z, Tensor left, Tensor right, Tensor decay, Tensor alpha, Tensor beta, bool last"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
-_LIBRARY.define(f"sync_forward({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define(
-    f"sync_backward(Tensor ds, Tensor dalpha, Tensor dbeta, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-
-
-def pairs(z: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices as the kernels take them, int32, checked against D: a bad index never reaches native code."""
-    checks.indices("sync", "left", left, z.shape[2])
-    checks.indices("sync", "right", right, z.shape[2])
-    return left.to(torch.int32).contiguous(), right.to(torch.int32).contiguous()
+_GRADS = "Tensor ds, Tensor dalpha, Tensor dbeta"
+for _suffix in ("", triton.SUFFIX):
+    _LIBRARY.define(f"sync_forward{_suffix}({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
+    _LIBRARY.define(f"sync_backward{_suffix}({_GRADS}, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)")
 
 
 def rows(z: Tensor) -> Tensor:
@@ -41,7 +35,7 @@ def roots(n: tuple[int, ...], r: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 def _forward(
     z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    left, right = pairs(z, left, right)
+    left, right = checked_pairs(z, left, right)
     z, r, beta = rows(z), torch.exp(-decay).contiguous(), beta.contiguous()
     n = (*z.shape, r.shape[0], last)
     root, after = roots(n, r, beta)
@@ -58,7 +52,7 @@ def _backward(
     ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor,
     alpha: Tensor, beta: Tensor, last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    left, right = pairs(z, left, right)
+    left, right = checked_pairs(z, left, right)
     z, r = rows(z), torch.exp(-decay).contiguous()
     alpha, beta, ds = alpha.contiguous(), beta.contiguous(), ds.contiguous()
     n = (*z.shape, r.shape[0], last)
@@ -91,35 +85,43 @@ _LIBRARY.impl("sync_forward", _forward, "CPU")
 _LIBRARY.impl("sync_backward", _backward, "CPU")
 torch.library.register_fake("ctm_fast::sync_forward", _fake_forward)
 torch.library.register_fake("ctm_fast::sync_backward", _fake_backward)
+triton.register(_LIBRARY, "sync", ("sync_forward", "sync_backward"), (_fake_forward, _fake_backward))
 
 
 class Sync(torch.autograd.Function):
     """Saves the inputs alone; the backward runs the recurrence again."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, left: Tensor, right: Tensor, decay: Tensor, *rest: Any) -> Any:
-        ctx.save_for_backward(z, left, right, decay, *rest[:2])
-        ctx.last = rest[2]
-        return torch.ops.ctm_fast.sync_forward(z, left, right, decay, *rest)
+    def forward(ctx: Any, backend: str, z: Tensor, left: Tensor, right: Tensor, *rest: Any) -> Any:
+        ctx.save_for_backward(z, left, right, *rest[:3])
+        ctx.backend, ctx.last = backend, rest[3]
+        return triton.op("sync_forward", backend)(z, left, right, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("sync")
-        dz, ddecay, dalpha, dbeta = torch.ops.ctm_fast.sync_backward(*grads, *ctx.saved_tensors, ctx.last)
-        found = (dz, None, None, ddecay, dalpha, dbeta)
-        need = ctx.needs_input_grad
-        return (*(g if n else None for g, n in zip(found, need[:6], strict=True)), None)
+        run = triton.op("sync_backward", ctx.backend)
+        dz, ddecay, dalpha, dbeta = run(*grads, *ctx.saved_tensors, ctx.last)
+        found = (None, dz, None, None, ddecay, dalpha, dbeta, None)
+        return tuple(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=True))
 
 
-def native(
-    z: Tensor, left: Tensor, right: Tensor, decay: Tensor, alpha: Tensor, beta: Tensor, last: bool = False
+def fused(
+    backend: str,
+    z: Tensor,
+    left: Tensor,
+    right: Tensor,
+    decay: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The public op on the native backend."""
+    """The public op on the backend "native" or "triton"."""
     if right is left:
         right = right.view_as(right)  # a compiled autograd function refuses the same tensor twice
     if not torch.is_grad_enabled():  # the autograd function alone takes as long as a small op
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.ctm_fast.sync_forward(
+        found: tuple[Tensor, Tensor, Tensor] = triton.op("sync_forward", backend)(
             z, left, right, decay, alpha, beta, last
         )
         return found
-    return Sync.apply(z, left, right, decay, alpha, beta, last)
+    return Sync.apply(backend, z, left, right, decay, alpha, beta, last)

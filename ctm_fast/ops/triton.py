@@ -1,0 +1,49 @@
+"""What every Triton twin needs: registration of a second set of kernels, block sizes, the current device.
+
+Triton is imported with the first kernel that is called, never with the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SUFFIX = "_triton"  # of the registered ops that call Triton kernels
+
+
+def register(
+    library: torch.library.Library, word: str, names: Sequence[str], fakes: Sequence[Callable[..., Any]]
+) -> None:
+    """Register the functions ``names`` of ``ctm_fast.ops.<word>.triton`` as ops of the same name and a suffix."""
+    for name, fake in zip(names, fakes, strict=True):
+        library.impl(name + SUFFIX, function(word, name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"ctm_fast::{name}{SUFFIX}", fake)
+
+
+def function(word: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``ctm_fast.ops.<word>.triton``, imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"ctm_fast.ops.{word}.triton"), name)(*arguments)
+
+    return call
+
+
+def op(name: str, backend: str) -> Any:
+    """The registered op ``name`` of the backend "native" or "triton"."""
+    return getattr(torch.ops.ctm_fast, name + SUFFIX if backend == "triton" else name)
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of ``tensor`` the current one, on which Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def block(size: int, least: int, most: int) -> int:
+    """The power of two that holds ``size``, at least ``least`` and at most ``most``, both powers of two."""
+    return min(max(1 << max(size - 1, 0).bit_length(), least), most)
