@@ -118,3 +118,13 @@ def test_unknown_selection():
 def test_self_pairs_out_of_range(n_self):
     with pytest.raises(ValueError, match=r"n_self must be in \[0, n_synch=3\), got"):
         Synchronisation(8, 3, n_self=n_self)
+
+
+def test_an_exported_module_bounds_its_decays():
+    module = Synchronisation(6, 3).eval()
+    module.decay_params.data = torch.tensor([-3.0, 40.0, 1.0])
+    z = torch.randn(4, 2, 6)
+    with torch.no_grad():
+        exported = torch.export.export(module, (z,), strict=False).module()
+        assert module.decay_params[1] == 40
+        torch.testing.assert_close(exported(z)[0], module(z)[0])

@@ -248,7 +248,8 @@ class _NeuronLevelModels:
         self.window = start
         self.rows = list(start.unbind(2))
         self.history = None
-        weights = plan.nlm_weights(module) if _native(start) or _fused(start) == "triton" else "another dtype"
+        fused = _fused(start) == "triton" or _native(start)
+        weights = plan.nlm_weights(module) if fused else "another device or dtype"
         if isinstance(weights, str) or any(w.dtype != start.dtype for w in weights[0]):
             return
         w1 = weights[0][0]

@@ -103,7 +103,7 @@ def clamp_decay_(*decays: Tensor) -> None:
     version counters stay, so that graphs recorded before remain valid: a value can only change here after an
     optimiser has moved it.
 
-    ``torch.export`` does not move parameters: :func:`decay_factors` bounds them there.
+    ``torch.export`` does not move parameters: :func:`within_bounds` is what to read there.
     """
     if is_exporting():
         return
@@ -113,9 +113,14 @@ def clamp_decay_(*decays: Tensor) -> None:
         decay.data.clamp_(0, MAX_DECAY)
 
 
+def within_bounds(decay: Tensor) -> Tensor:
+    """A decay after :func:`clamp_decay_`: itself, or a clamped copy in a graph that is exported."""
+    return decay.clamp(0, MAX_DECAY) if is_exporting() else decay
+
+
 def decay_factors(decay: Tensor) -> Tensor:
     """Factors exp(-decay) of decays that :func:`clamp_decay_` brought into their bounds, of the same shape."""
-    return torch.exp(-(decay.clamp(0, MAX_DECAY) if is_exporting() else decay))
+    return torch.exp(-within_bounds(decay))
 
 
 class Wired(nn.Module):
@@ -134,8 +139,9 @@ class Wired(nn.Module):
         for key, indices in given:
             if indices.is_floating_point() or indices.is_complex():
                 problems.append(f"{key} of {indices.dtype}, not integers")
-            elif indices.numel() and not 0 <= indices.min() <= indices.max() < self.d_model:
-                lowest, highest = int(indices.min()), int(indices.max())
+                continue
+            lowest, highest = map(int, indices.aminmax()) if indices.numel() else (0, 0)
+            if not 0 <= lowest <= highest < self.d_model:
                 problems.append(f"{key} from {lowest} to {highest}, not in [0, {self.d_model})")
         return problems
 
@@ -211,7 +217,8 @@ class Synchronisation(Wired):
         clamp_decay_(self.decay_params)
         alpha, beta = state or (None, None)
         ticks = activations.unsqueeze(0) if one else activations
-        s, alpha, beta = ops_sync(ticks, *self.pair_indices(), self.decay_params, alpha, beta, last=one)
+        decay = within_bounds(self.decay_params)
+        s, alpha, beta = ops_sync(ticks, *self.pair_indices(), decay, alpha, beta, last=one)
         return s, (alpha, beta)
 
 
