@@ -9,6 +9,7 @@ from dataclasses import is_dataclass, replace
 
 import pytest
 import torch
+from op_checks import assert_extremes_hold, assert_spreads_as_the_reference
 from torch import Tensor
 
 from ctm_fast import backend as backends
@@ -20,10 +21,7 @@ from ctm_fast.testing import (
     OpCase,
     breaches,
     cotangents,
-    error_bound,
     leaf,
-    relative_error,
-    upcast,
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -232,28 +230,13 @@ def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float,
             continue
         if name in OPS[case.op].bounded and math.isinf(value):
             continue
-        inputs = case.inputs()
-        poisoned = inputs[name]
-        poisoned.view(-1)[poisoned.numel() // 2] = value
-        found, expected = case.evaluate(inputs, "native"), case.evaluate(inputs, "reference")
-        for key, y in expected.items():
-            assert torch.equal(found[key].isnan(), y.isnan()), (name, key)
-            assert torch.equal(found[key].isinf(), y.isinf()), (name, key)
+        assert_spreads_as_the_reference(case, "native", name, value)
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-39, 3e18], ids=["1e4", "denormal", "3e18"])
 @pytest.mark.parametrize("case", EXTREME, ids=ids)
 def test_extreme_values(case: OpCase, scale: float, simd_level: str) -> None:
-    inputs = case.inputs()
-    first = next(iter(inputs))
-    inputs[first] = inputs[first] * scale
-    plain, found = case.evaluate(inputs, "reference"), case.evaluate(inputs, "native")
-    for name, y in case.evaluate(upcast(inputs), "reference").items():
-        assert torch.equal(found[name].isfinite(), plain[name].isfinite()), name
-        if plain[name].isfinite().all():
-            smallest = torch.finfo(torch.float32).tiny * y.numel()
-            bound = error_bound(relative_error(plain[name], y), torch.float32) * y.norm().item()
-            assert (found[name].double() - y).norm().item() <= bound + smallest, name
+    assert_extremes_hold(case, "native", scale)
 
 
 @pytest.mark.slow

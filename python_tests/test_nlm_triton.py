@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from nlm_loops import INTERPRETS
+from op_checks import assert_extremes_hold, assert_spreads_as_the_reference
 from torch import Tensor
 
 from ctm_fast import ops
 from ctm_fast.ops.nlm import blocks
-from ctm_fast.testing import OPS, OpCase, cotangents, error_bound, relative_error, upcast
+from ctm_fast.testing import OPS, OpCase, cotangents, relative_error
 
 pytestmark = pytest.mark.skipif(not INTERPRETS, reason="needs Triton and its interpreter")
 DEEP, LINEAR = (
@@ -55,29 +56,15 @@ def test_sizes_beyond_one_block(sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @CASES
 def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float) -> None:
-    for name, x in case.inputs().items():
-        inputs = case.inputs() | {name: x.clone()}
-        inputs[name].view(-1)[x.numel() // 2] = value
-        found, expected = (case.evaluate(inputs, backend) for backend in ("triton", "reference"))
-        for key, y in expected.items():
-            assert torch.equal(found[key].isnan(), y.isnan()), (name, key)
-            assert torch.equal(found[key].isinf(), y.isinf()), (name, key)
+    for name in case.inputs():
+        assert_spreads_as_the_reference(case, "triton", name, value)
 
 
 @NUMPY_MAY_WARN
 @pytest.mark.parametrize("scale", [1e4, 1e-39, 3e18], ids=["1e4", "denormal", "3e18"])
 @pytest.mark.parametrize("hidden", [1, 0], ids=["deep", "linear"])
 def test_extreme_values(hidden: int, scale: float) -> None:
-    case = OpCase("nlm", "extreme", (64, 8, 1, hidden))
-    inputs = case.inputs()
-    inputs["history"] = inputs["history"] * scale
-    plain, found = case.evaluate(inputs, "reference"), case.evaluate(inputs, "triton")
-    for name, y in case.evaluate(upcast(inputs), "reference").items():
-        assert torch.equal(found[name].isfinite(), plain[name].isfinite()), name
-        if plain[name].isfinite().all():
-            smallest = torch.finfo(torch.float32).tiny * y.numel()
-            bound = error_bound(relative_error(plain[name], y), torch.float32) * y.norm().item()
-            assert (found[name].double() - y).norm().item() <= bound + smallest, name
+    assert_extremes_hold(OpCase("nlm", "extreme", (64, 8, 1, hidden)), "triton", scale)
 
 
 @pytest.mark.parametrize("history", [torch.bfloat16, torch.float16], ids=str)

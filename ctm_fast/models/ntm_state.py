@@ -67,6 +67,11 @@ class NtmTrace(NamedTuple):
         return cls(*(torch.stack([getattr(step, name).detach() for step in steps]) for name in cls._fields))
 
 
+def tells_slots_apart(slots: int, memory: str, weights: str) -> bool:
+    """Whether slots ever differ: equal ones under equal weightings stay so."""
+    return slots == 1 or weights != "uniform" or memory not in ALIKE
+
+
 class InitialMemory(nn.Module):
     """Memory, reads and weightings before the first step, the same for every sample.
 
@@ -94,7 +99,7 @@ class InitialMemory(nn.Module):
         for name, kind in kinds.items():
             known = KINDS[name]
             require(kind in known, f"{name}_init must be one of {', '.join(known)}, got {kind!r}")
-        apart = slots == 1 or weights != "uniform" or memory not in ALIKE
+        apart = tells_slots_apart(slots, memory, weights)
         must = f"weights_init must tell slots apart that memory_init={memory!r} does not"
         require(apart, f"{must}, got {weights!r}")
         self.heads = [read_heads, write_heads]

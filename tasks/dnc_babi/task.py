@@ -121,9 +121,13 @@ class DncBabi(Task[BabiConfig]):
             stories = stories._replace(inputs=stories.inputs * shown[..., None])
         return stories
 
+    @cached_property
+    def _groups(self) -> list[Tensor]:
+        return word_groups(self.vocabulary)
+
     def _new_names(self, generator: torch.Generator) -> Tensor:
         names = torch.arange(len(self.vocabulary))
-        for group in word_groups(self.vocabulary):
+        for group in self._groups:
             names[group] = group[torch.randperm(len(group), generator=generator)]
         return names
 

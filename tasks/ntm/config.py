@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ctm_fast.models.ntm_presets import NTM_ARGUMENTS, SPLIT_LAYOUT
+from ctm_fast.models.ntm_state import tells_slots_apart
 from tasks.config import TrainConfig, require_positive
 from tasks.errors import require
 
@@ -72,7 +73,7 @@ class NtmConfig(TrainConfig):
         require_positive(self, "controller_layers slots width read_heads write_heads shift")
         require(self.shift % 2 == 1, "shift", "be odd", self.shift)
         require(self.slots >= self.shift, "slots", f"be at least shift={self.shift}", self.slots)
-        apart = self.slots == 1 or self.weights_init != "uniform" or self.memory_init in ("random", "learned")
+        apart = tells_slots_apart(self.slots, self.memory_init, self.weights_init)
         must = (
             f"not be uniform beside memory_init={self.memory_init!r}: no slot would ever differ from another"
         )
