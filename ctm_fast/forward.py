@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import weakref
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ctm_fast import backend
 from ctm_fast.loop.plan import parts_of, why_called
@@ -35,19 +36,36 @@ _TICKS = ("synapses", "trace_processor", "q_proj", "output_projector", "energy_h
 _materialised: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-@lru_cache(maxsize=64)
-def _triangle(n: int) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.triu_indices(n, n)
-    return rows, columns
+class _Pairs(NamedTuple):
+    """Indices of pairs, and what they were made from."""
+
+    source: tuple[int, ...]
+    made: tuple[Tensor, Tensor]
 
 
-def pairs(model: Any, kind: str) -> tuple[Tensor, Tensor]:
-    """Flat neuron indices (S) of "action" or "out", read off the buffers and the number of decays."""
+_known_pairs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of indices on a GPU, whose values are read once
+
+
+def pairs(model: Any, kind: str, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Flat neuron indices (S), int32, of "action" or "out", read off the buffers and the number of decays."""
     left, right = (getattr(model, f"{kind}_neuron_indices_{side}") for side in ("left", "right"))
-    if getattr(model, f"decay_params_{kind}").numel() == left.numel():
-        return left, right
-    rows, columns = (x.to(left.device) for x in _triangle(left.numel()))
-    return left[rows], right[columns]
+    dense = getattr(model, f"decay_params_{kind}").numel() != left.numel()
+    if torch.compiler.is_compiling() or not left.is_cuda or torch.cuda.is_current_stream_capturing():
+        return _pairs(left, right, dense, offset)
+    if left.is_inference() or right.is_inference():
+        return _pairs(left, right, dense, offset)
+    source = (left._version, id(right), right._version, dense, offset)
+    known = _known_pairs.get(left)
+    if known is None or known.source != source:
+        known = _known_pairs[left] = _Pairs(source, _pairs(left, right, dense, offset))
+    return known.made
+
+
+def _pairs(left: Tensor, right: Tensor, dense: bool, offset: int) -> tuple[Tensor, Tensor]:
+    if dense:
+        rows, columns = torch.triu_indices(left.numel(), left.numel(), device=left.device)
+        left, right = left[rows], right[columns]
+    return (left + offset).to(torch.int32), (right + offset).to(torch.int32)
 
 
 def overridden(model: Any, name: str) -> bool:
@@ -172,10 +190,9 @@ def _window_synchronisation(model: Any, window: Tensor) -> Tensor:
     if overridden(model, "compute_synchronisation"):
         own: Tensor = model.compute_synchronisation(window.permute(1, 2, 0))
         return own
-    left, right = pairs(model, "out")
-    offset = model.d_model - model.out_neuron_indices_left.numel()
+    left, right = pairs(model, "out", model.d_model - model.out_neuron_indices_left.numel())
     decay = torch.clamp(model.decay_params_out, 0, 4)
-    return sync(window, left + offset, right + offset, decay, last=True)[0]
+    return sync(window, left, right, decay, last=True)[0]
 
 
 def _run(

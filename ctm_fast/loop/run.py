@@ -26,6 +26,8 @@ from ctm_fast.ops.sync import sync
 
 logger = logging.getLogger("ctm_fast")
 
+LOOP_DTYPES = (torch.float32, torch.float64)  # of the native loop and of the neuron-level models' loop form
+
 Synchronise = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -48,13 +50,18 @@ class States:
     """What the ticks leave behind."""
 
     z: Tensor  # (T + 1, B, D), post-activations, the start first
-    history: Tensor  # (M + T, B, D), pre-activations, the start first
+    rows: Tensor | list[Tensor]  # M + T pre-activations (B, D), the start first
     attention: Tensor | None  # (attending ticks, B, h, 1, L), only when tracked
+
+    @property
+    def history(self) -> Tensor:
+        """Pre-activations (M + T, B, D), the start first."""
+        return self.rows if isinstance(self.rows, Tensor) else torch.stack(self.rows)
 
     @property
     def pre(self) -> Tensor:
         """Pre-activations of the ticks, (T, B, D)."""
-        return self.history[self.history.shape[0] - self.z.shape[0] + 1 :]
+        return self.history[len(self.rows) - self.z.shape[0] + 1 :]
 
     @property
     def post(self) -> Tensor:
@@ -162,13 +169,13 @@ def say_nothing(synapses: nn.Module) -> None:
 
 def _native(x: Tensor) -> bool:
     """Whether the native loop may run on tensors like this one; raises for a selected backend that cannot run."""
-    return _fused(x) == "native" and x.dtype in (torch.float32, torch.float64)
+    return _fused(x) == "native" and x.dtype in LOOP_DTYPES and not torch.is_autocast_enabled(x.device.type)
 
 
 def _fused(x: Tensor) -> str | None:
     """The backend of fused neuron-level models for tensors like this one: "native", "triton" or None."""
     name = backends.choose("nlm", None, x)
-    return None if name == "reference" or torch.is_autocast_enabled(x.device.type) else name
+    return None if name == "reference" else name
 
 
 def _fits(p: Parameters, synapses: SynapsePlan, z0: Tensor, read: list[Tensor]) -> bool:
@@ -241,33 +248,42 @@ class _Query:
 
 
 class _NeuronLevelModels:
-    """The neuron-level models on a growing history: fused where planned, packed where all samples start alike."""
+    """The neuron-level models on a growing history: fused where planned, packed where all samples start alike.
+
+    Fused they run in the dtype of their weights, under autocast too: the kernels accumulate in float32 whatever
+    they read, so that 16 bits would lose digits of the history and nothing else.
+    """
 
     def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
         self.models: Callable[[Tensor], Tensor] = module
-        self.window = start
         self.rows = list(start.unbind(2))
+        self.memory = start.shape[2]
         self.history = None
-        fused = _fused(start) == "triton" or _native(start)
-        weights = plan.nlm_weights(module) if fused else "another device or dtype"
+        weights = plan.nlm_weights(module) if _fused(start) else "another device or dtype"
         if isinstance(weights, str) or any(w.dtype != start.dtype for w in weights[0]):
             return
         w1 = weights[0][0]
         if start.shape[1:] != (w1.shape[2], w1.shape[0]):
             return  # the modules raise what they raise
-        if start.shape[0] > 0 and start.stride(0) == 0:
+        if _is_loop(start):
             self.packed = nlm_pack(*weights[0])
             self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
         else:
             self.models = lambda window: nlm(window, *weights[0], dropout=weights[1])
 
     def __call__(self, t: int, s: Tensor) -> Tensor:
+        s = s.to(torch.promote_types(s.dtype, self.rows[-1].dtype))
         self.rows.append(s)
         if self.history is not None:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
-        self.window = torch.cat((self.window[:, :, 1:], s.unsqueeze(-1)), -1)
-        return self.models(self.window)
+        return self.models(torch.stack(self.rows[-self.memory :], -1))
+
+
+def _is_loop(start: Tensor) -> bool:
+    """Whether the loop form runs: for samples that start alike, and where its history need not be traced."""
+    alike = start.shape[0] > 0 and start.stride(0) == 0 and start.dtype in LOOP_DTYPES
+    return alike and not torch.compiler.is_compiling()
 
 
 def _call(
@@ -296,8 +312,7 @@ def _call(
             x = given[-1 - i]
         z = models(t, parts.synapses(torch.cat((x, z), dim=-1)))
         states.append(z)
-    history = torch.stack(models.rows)
-    return States(_stack(states), history, torch.stack(attention) if attention else None)
+    return States(_stack(states), models.rows, torch.stack(attention) if attention else None)
 
 
 def _stack(states: list[Tensor]) -> Tensor:

@@ -77,7 +77,7 @@ def pair_products(selection: str, activated_state: Tensor, left: Tensor, right: 
     if selection == "random-pairing":
         return chosen_left * chosen_right
     outer = chosen_left.unsqueeze(2) * chosen_right.unsqueeze(1)
-    rows, columns = torch.triu_indices(n_synch, n_synch)
+    rows, columns = torch.triu_indices(n_synch, n_synch, device=outer.device)
     return outer[:, rows, columns]
 
 

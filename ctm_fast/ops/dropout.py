@@ -42,7 +42,7 @@ def row_keys(seed: int | Tensor, rows: Tensor) -> Tensor:
     ``seed`` counts modulo 2**64; a tensor is int64 with one element.
     """
     if not isinstance(seed, Tensor):
-        seed = torch.tensor([_signed(seed % (1 << 64), 64)])
+        seed = torch.full((1,), _signed(seed % (1 << 64), 64), device=rows.device)
     keys: Tensor = torch.ops.ctm_fast.row_keys(seed, rows)
     return keys
 
@@ -54,5 +54,5 @@ def keep_mask(p: float, keys: Tensor, indices: Tensor, dtype: torch.dtype) -> Te
     x = ((x ^ (x >> 15)) * _signed(0x846CA68B, 32)) & _LOW
     x = x ^ (x >> 16)
     threshold = min(int(p * 4294967296.0 + 0.5), _LOW)
-    scale = torch.tensor(1.0 / (1.0 - p) if p < 1.0 else 0.0, dtype=torch.float32, device=x.device).to(dtype)
-    return (x >= threshold) * scale
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return (x >= threshold) * torch.full((), scale, dtype=torch.float32, device=x.device).to(dtype)

@@ -49,9 +49,12 @@ def drop_args(p: float, seed: Tensor | None, first_row: int = 0) -> Drop:
     return (p, int(seed.item()) & 0xFFFFFFFFFFFFFFFF, first_row)
 
 
-def draw_seed() -> Tensor:
-    """A seed for counter-based dropout from torch's default generator: int64, shape (1,)."""
-    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64)
+def draw_seed(device: torch.device | None = None) -> Tensor:
+    """A seed for counter-based dropout, int64, shape (1,), from torch's default generator of ``device``.
+
+    On a GPU it never passes through the host, so that every replay of a CUDA graph draws another.
+    """
+    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device or "cpu")
 
 
 HUGE_BYTES = 1 << 21  # size of a huge page; smaller buffers gain nothing

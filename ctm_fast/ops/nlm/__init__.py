@@ -39,7 +39,7 @@ def nlm(
             beside a 16-bit history.
         w2, b2, t2: second layer, all or none.
         dropout: probability in [0, 1] of dropping an input of either layer.
-        seed: int, or int64 tensor with one element; None draws one from torch's default generator.
+        seed: int, or int64 tensor with one element; None draws one from the default generator of the device.
         backend: None, ``"reference"``, ``"native"`` or ``"triton"``.
 
     Returns:
@@ -49,7 +49,7 @@ def nlm(
         TypeError, ValueError: "nlm: argument must ..., got ...". RuntimeError if a named backend cannot run.
     """
     weights = check("nlm", history, w1, b1, t1, w2, b2, t2)
-    drawn = check_dropout("nlm", dropout, seed)
+    drawn = check_dropout("nlm", dropout, seed, history.device)
     name = backends.choose("nlm", backend, history)
     if name != "reference":
         return autograd.fused(name, history, *weights, dropout=dropout, seed=drawn)

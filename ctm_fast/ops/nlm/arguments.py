@@ -61,23 +61,26 @@ def check(op: str, history: object, *weights: object) -> Weights:
     return checked
 
 
-def check_dropout(op: str, p: float, seed: int | Tensor | None) -> Tensor | None:
-    """The seed as an int64 tensor (1), or None where nothing is dropped; bad arguments raise either way."""
+def check_dropout(op: str, p: float, seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    """The seed as an int64 tensor (1), or None where nothing is dropped; bad arguments raise either way.
+
+    A seed that is no tensor comes to be on ``device``.
+    """
     checks.number(op, "dropout", p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{op}: dropout must be in [0, 1], got {p}")
     if seed is not None:
-        seed = _as_seed(op, seed)
+        seed = _as_seed(op, seed, device)
     if p == 0.0:
         return None
-    return draw_seed() if seed is None else seed
+    return draw_seed(device) if seed is None else seed
 
 
-def _as_seed(op: str, seed: object) -> Tensor:
+def _as_seed(op: str, seed: object, device: torch.device) -> Tensor:
     if isinstance(seed, int) and not isinstance(seed, bool):
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"{op}: seed must fit 64 signed bits, got {seed}")
-        return torch.tensor([seed], dtype=torch.int64)
+        return torch.full((1,), seed, dtype=torch.int64, device=device)
     expected = f"{op}: seed must be an int or an int64 tensor with one element"
     if not isinstance(seed, Tensor):
         raise TypeError(f"{expected}, got {type(seed).__name__}")

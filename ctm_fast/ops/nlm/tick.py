@@ -58,7 +58,8 @@ class NlmPack:
         checks.like("nlm_tick", "start", start, "w1", self.weights[0], (self.weights[0].dtype,))
         checks.integer("nlm_tick", "batch", batch, 0, MAX_COUNT)
         checks.integer("nlm_tick", "ticks", ticks, 1, MAX_COUNT)
-        return NlmHistory(self, start, batch, ticks, dropout, check_dropout("nlm_tick", dropout, seed))
+        drawn = check_dropout("nlm_tick", dropout, seed, start.device)
+        return NlmHistory(self, start, batch, ticks, dropout, drawn)
 
 
 class _Rows:

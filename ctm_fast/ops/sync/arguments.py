@@ -19,7 +19,9 @@ class _Checked(NamedTuple):
     taken: Tensor
 
 
-# Reading the values of an index makes a GPU wait for its host, so there each is read once until it is written to.
+# Reading the values of an index makes a GPU wait for its host, so there each is read once until it is written to,
+# and while a CUDA graph is captured none is: the calls that warm it up have read them. The graph converts the index
+# itself, so that it goes on with what is written to it later.
 _checked: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -29,6 +31,8 @@ def checked_pairs(z: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tenso
 
 
 def _checked_index(name: str, index: Tensor, neurons: int) -> Tensor:
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return index.to(torch.int32).contiguous()
     known = _checked.get(index) if index.is_cuda and not index.is_inference() else None
     if known is not None and known.neurons == neurons and known.version == index._version:
         return known.taken
