@@ -167,11 +167,14 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
         logger.warning("accelerate: %s keeps its own forward, it takes fewer arguments by name", cls.__name__)
         return original  # type: ignore[no-any-return]
     own, *names = named[: _INPUTS[kind] + 1]
+    defaults = {name: signature.parameters[name].default for name in names}
 
     @functools.wraps(original)
     def fast_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if forward.takes_published(self) or "parametrizations" in self._modules:
             return original(self, *args, **kwargs)
+        if forward.is_traced(self) and (inputs := _traced_inputs(self, kind, defaults, args, kwargs)):
+            return getattr(forward, kind)(self, *inputs)
         return fast_or_original(self, *args, **kwargs)
 
     @torch.compiler.disable
@@ -180,11 +183,10 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
         further = bound.arguments.keys() - {own, *names}
         bound.apply_defaults()
         inputs = [bound.arguments[name] for name in names]
-        track = inputs[-1] if len(inputs) == _INPUTS[kind] else False
-        if further or not isinstance(track, int | None) or (kind != "qamnist" and self.iterations < 1):
+        if further or not _is_published_call(self, kind, inputs):
             return original(self, *args, **kwargs)
         checked = self.__dict__.setdefault(CHECKED, {})
-        mode = (self.training, bool(track), torch.is_grad_enabled())
+        mode = _mode(self, kind, inputs)
         if mode not in checked:
             with _checking:
                 if mode not in checked and (reason := why_not(self, kind, original, inputs)):
@@ -198,6 +200,31 @@ def _fast_forward(cls: type, kind: str) -> Callable[..., Any]:
         return getattr(forward, kind)(self, *inputs)
 
     return fast_forward
+
+
+def _traced_inputs(
+    model: nn.Module, kind: str, defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """Arguments of a fast forward in a compiled graph; none where a call outside of it has to decide."""
+    given = defaults | dict(zip(defaults, args, strict=False)) | kwargs
+    if len(args) > len(defaults) or given.keys() != defaults.keys():
+        return []
+    inputs = [*given.values()]
+    agrees = model.__dict__.get(CHECKED, {}).get(_mode(model, kind, inputs), False)
+    return inputs if agrees and _is_published_call(model, kind, inputs) else []
+
+
+def _is_published_call(model: Any, kind: str, inputs: list[Any]) -> bool:
+    return isinstance(_track(kind, inputs), int | None) and (kind == "qamnist" or model.iterations >= 1)
+
+
+def _track(kind: str, inputs: list[Any]) -> Any:
+    return inputs[-1] if len(inputs) == _INPUTS[kind] else False
+
+
+def _mode(model: nn.Module, kind: str, inputs: list[Any]) -> tuple[bool, bool, bool]:
+    """What the check of a forward holds for: training, tracked, with gradients."""
+    return model.training, bool(_track(kind, inputs)), torch.is_grad_enabled()
 
 
 def _say(model: nn.Module, mode: tuple[bool, bool, bool], reason: str) -> None:

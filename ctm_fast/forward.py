@@ -7,8 +7,10 @@ to rounding. Letters: B batch, T ticks, D neurons, M memory length, C out_dims, 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ctm_fast import backend
 from ctm_fast.loop.plan import parts_of, why_called
 from ctm_fast.loop.run import Parts, States, run_ticks
-from ctm_fast.nn.certainty import CertaintyOverTicks
+from ctm_fast.nn.certainty import certainties_of
 from ctm_fast.nn.sync import MAX_DECAY, clamp_decay_, is_exporting
 from ctm_fast.ops.native import compute_dtype
 from ctm_fast.ops.sync import sync
@@ -80,9 +82,14 @@ def contains(model: Any, kind: str) -> bool:
     )
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def wraps_inherited(cls: type) -> bool:
     """Whether the forward that ``cls`` defines calls that of its base, as ``super().forward``."""
+    return _wraps_inherited(cls)
+
+
+@lru_cache(maxsize=64)
+def _wraps_inherited(cls: type) -> bool:
     code = getattr(inspect.unwrap(cls.__dict__["forward"]), "__code__", None)
     return code is not None and {"super", "forward"} <= set(code.co_names)
 
@@ -111,17 +118,36 @@ def is_lazy(model: Any) -> bool:
     """Whether lazy parameters wait for their shape, or lazy parts of the ticks with a loaded shape for their first
     call; asked until none does.
     """
-    if model in _materialised:
+    compiling = torch.compiler.is_compiling()  # which cannot read a set of weak references
+    if not compiling and model in _materialised:
         return False
     lazy = any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters())
     ticks = [part for name in _TICKS if isinstance(part := getattr(model, name, None), nn.Module)]
     lazy = lazy or any(hasattr(layer, "_initialize_hook") for part in ticks for layer in part.modules())
-    if not lazy:
+    if not compiling and not lazy:
         _materialised.add(model)
     return lazy
 
 
-@torch.compiler.disable
+def is_traced(model: Any) -> bool:
+    """Whether ``torch.compile`` traces the ticks of ``model``: where they call ops one by one, as on a GPU.
+
+    The native loop reads addresses, so that the compiled graph ends in front of it.
+    """
+    return torch.compiler.is_compiling() and backend.choose("nlm", None, model.start_trace) == "triton"
+
+
+def _traced_on_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
+    outside: Callable[..., Any] = torch.compiler.disable(run)
+
+    @functools.wraps(run)
+    def forward(model: Any, *inputs: Any) -> Any:
+        return run(model, *inputs) if is_traced(model) else outside(model, *inputs)
+
+    return forward
+
+
+@_traced_on_gpu
 def base(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation or energies) of a base CTM, or the tracked six."""
     kv = model.compute_features(x)
@@ -138,7 +164,7 @@ def base(model: Any, x: Tensor, track: bool = False) -> Any:
     return predictions, certainties, sync_out[-1]
 
 
-@torch.compiler.disable
+@_traced_on_gpu
 def sort(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation) of a sorting CTM, or the tracked six."""
     states = _run(model, x.shape[0], (-1,) * model.iterations, [], x.unsqueeze(0), track)
@@ -150,7 +176,7 @@ def sort(model: Any, x: Tensor, track: bool = False) -> Any:
     return predictions, certainties, sync_out[-1]
 
 
-@torch.compiler.disable
+@_traced_on_gpu
 def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation) of a QAMNIST CTM, or the tracked seven."""
     tokens, inputs = _digits(model, x)
@@ -167,7 +193,7 @@ def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
     return predictions, certainties, sync_out[-1]
 
 
-@torch.compiler.disable
+@_traced_on_gpu
 def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool = False) -> Any:
     """(synchronisation, new histories) of a CTM for reinforcement learning, and the tracked two."""
     trace, activated = hidden_states
@@ -261,7 +287,7 @@ def _read_out(model: Any, sync_out: Tensor, dtype: torch.dtype) -> tuple[Tensor,
         certainties = torch.stack([model.compute_certainty(y) for y in ticks], -1)
     else:
         wide = ticks.float() if ticks.dtype in (torch.bfloat16, torch.float16) else ticks
-        certainties = CertaintyOverTicks.apply(wide, tuple(model.prediction_reshaper))
+        certainties = certainties_of(wide, tuple(model.prediction_reshaper))
     return predictions, certainties.to(dtype).contiguous()
 
 

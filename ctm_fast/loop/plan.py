@@ -32,7 +32,8 @@ _OTHER_LAYERS = "layers other than the published ones"
 _OTHER_PARAMETERS = "parameters of another class"
 _OTHER_RESULTS = "other results than the published layers"
 MOVED_DECAY, MOVED_DECAY_SPREAD = 6.0, 6.0  # mean and standard deviation, for bounds of 0 and 4 or 15
-_agreed: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, bool]] = weakref.WeakKeyDictionary()
+# By the number of a module that lives, which a compiled graph can look up.
+_agreed: dict[int, dict[torch.dtype, bool]] = {}
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
@@ -277,25 +278,35 @@ def _agrees(
     module: nn.Module, plan: Callable[[nn.Module], Callable[[Tensor], Tensor]], width: tuple[int, ...]
 ) -> bool:
     """Whether a foreign module without dropout gives what its plan gives, in eval and in train mode; asked once per
-    module and dtype, of a copy in float64 with its parameters moved.
+    module and dtype. While ``torch.compile`` traces it, one that was not asked before does not agree.
     """
-    answers = _agreed.setdefault(module, {})
     weight = next(module.parameters())
-    if weight.dtype not in answers:
-        try:
-            copied = copy.deepcopy(module).double()
-        except Exception:  # whatever a foreign module does not let itself be copied for
-            answers[weight.dtype] = False
-            return False
-        move(copied)
-        x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).to(
-            weight.device, torch.float64
-        )
-        device = weight.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False), torch.random.fork_rng(devices=[]):
-            found = plan(copied)(x)
-            answers[weight.dtype] = all(_close(_in_mode(copied, x, train), found) for train in (False, True))
-    return answers[weight.dtype]
+    if not torch.compiler.is_compiling():
+        if id(module) not in _agreed:
+            _agreed[id(module)] = {}
+            weakref.finalize(module, _agreed.pop, id(module), None)
+        answers = _agreed[id(module)]
+        if weight.dtype not in answers:
+            answers[weight.dtype] = _gives_the_same(module, plan, width, weight.device)
+    return _agreed.get(id(module), {}).get(weight.dtype, False)
+
+
+def _gives_the_same(
+    module: nn.Module,
+    plan: Callable[[nn.Module], Callable[[Tensor], Tensor]],
+    width: tuple[int, ...],
+    device: torch.device,
+) -> bool:
+    """Compares a module with its plan: a copy in float64 with its parameters moved."""
+    try:
+        copied = copy.deepcopy(module).double()
+    except Exception:  # whatever a foreign module does not let itself be copied for
+        return False
+    move(copied)
+    x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).to(device, torch.float64)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=[]):
+        found = plan(copied)(x)
+        return all(_close(_in_mode(copied, x, train), found) for train in (False, True))
 
 
 def _in_mode(module: nn.Module, x: Tensor, train: bool) -> Any:

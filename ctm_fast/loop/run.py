@@ -21,7 +21,8 @@ from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import all_ticks
 from ctm_fast.ops.native import draw_seed
-from ctm_fast.ops.nlm import nlm, nlm_pack, nlm_tick
+from ctm_fast.ops.nlm import nlm_pack, nlm_tick
+from ctm_fast.ops.nlm.rows import nlm_rows
 from ctm_fast.ops.sync import sync
 
 logger = logging.getLogger("ctm_fast")
@@ -255,7 +256,8 @@ class _NeuronLevelModels:
     """
 
     def __init__(self, module: nn.Module, start: Tensor, ticks: int) -> None:
-        self.models: Callable[[Tensor], Tensor] = module
+        self.module = module
+        self.weights: tuple[Tensor, ...] | None = None
         self.rows = list(start.unbind(2))
         self.memory = start.shape[2]
         self.history = None
@@ -269,7 +271,7 @@ class _NeuronLevelModels:
             self.packed = nlm_pack(*weights[0])
             self.history = self.packed.history(start[0], start.shape[0], ticks, dropout=weights[1])
         else:
-            self.models = lambda window: nlm(window, *weights[0], dropout=weights[1])
+            self.weights, self.dropout = weights
 
     def __call__(self, t: int, s: Tensor) -> Tensor:
         s = s.to(torch.promote_types(s.dtype, self.rows[-1].dtype))
@@ -277,7 +279,10 @@ class _NeuronLevelModels:
         if self.history is not None:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
-        return self.models(torch.stack(self.rows[-self.memory :], -1))
+        window = self.rows[-self.memory :]
+        if self.weights is not None:
+            return nlm_rows(window, *self.weights, dropout=self.dropout)
+        return self.module(torch.stack(window, -1))  # type: ignore[no-any-return]
 
 
 def _is_loop(start: Tensor) -> bool:

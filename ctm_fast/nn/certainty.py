@@ -43,6 +43,14 @@ def certainty_over_ticks(predictions: Tensor, prediction_reshaper: Sequence[int]
     return certainty(flat, prediction_reshaper).view(batch, ticks, 2).movedim(1, -1)
 
 
+def certainties_of(ticks: Tensor, reshaper: tuple[int, ...]) -> Tensor:
+    """Certainties of all ticks, keeping no more than the logits: (T, B, C) -> (B, 2, T)."""
+    if torch.compiler.is_compiling():
+        return _ticks_last(ticks, reshaper)  # the compiler itself decides what to keep
+    found: Tensor = CertaintyOverTicks.apply(ticks, reshaper)
+    return found
+
+
 class CertaintyOverTicks(torch.autograd.Function):
     """Certainties of all ticks: logits (T, B, C) -> (B, 2, T).
 

@@ -108,7 +108,8 @@ def clamp_decay_(*decays: Tensor) -> None:
     if is_exporting():
         return
     for decay in decays:
-        if decay.is_inference() and not torch.is_inference_mode_enabled():
+        compiling = torch.compiler.is_compiling()  # cannot ask what follows
+        if not compiling and decay.is_inference() and not torch.is_inference_mode_enabled():
             decay.data = decay.data.clone()  # a published forward under inference mode left it read-only
         decay.data.clamp_(0, MAX_DECAY)
 
