@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctm_fast import backend as backends
-from ctm_fast.loop import plan
+from ctm_fast.loop import persistent, plan
 from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import all_ticks
@@ -93,7 +93,8 @@ def run_ticks(
         track: keep the attention weights.
         recompute: keep no synapse activations for the backward, compute them again there.
     """
-    planned = _plan(parts, z0, start, tokens, given) if _native(z0) else None
+    stays = persistent.takes(z0)
+    planned = _plan(parts, z0, start, tokens, given) if stays or _native(z0) else None
     if planned is None:
         return _call(parts, inputs, z0, start, tokens, given, track)
     parameters, stages, nlm_dropout = planned
@@ -104,12 +105,31 @@ def run_ticks(
         tuple(inputs), stages, attention.num_heads if attention is not None else 0, parts.left, parts.right,  # type: ignore[arg-type]
         attention_dropout, nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
     )  # fmt: skip
+    if stays:
+        found = _stay(loop, parameters, attention, tokens, given, z0, start)
+        return _call(parts, inputs, z0, start, tokens, given, track) if found is None else found
     keys, values = _keys_values(attention, tokens, z0)
     given = given.contiguous() if given is not None else z0.new_zeros(0, z0.shape[0], 0)
     z, history, weights = all_ticks(
         loop, parameters, keys, values, given, z0, start.permute(2, 0, 1), *parameters.flat()
     )
     return States(z, history, _split_heads(weights, loop) if track and loop.attends else None)
+
+
+def _stay(
+    loop: Loop, parameters: Parameters, attention: nn.Module | None, tokens: list[Tensor],
+    given: Tensor | None, z0: Tensor, start: Tensor,
+) -> States | None:  # fmt: skip
+    """The ticks in one kernel, or None where it cannot run them."""
+    if persistent.why_not(loop, parameters, tokens[0].shape[1] if tokens else 0, z0) is not None:
+        return None
+    keys = values = z0.new_empty(0, z0.shape[0], 0, 0)
+    if isinstance(attention, nn.MultiheadAttention) and tokens:
+        keys, values = persistent.project(attention.in_proj_weight, attention.in_proj_bias, tokens)
+    given = given if given is not None else z0.new_empty(0, z0.shape[0], 0)
+    read = persistent.Inputs(keys, values, given, z0, start.permute(2, 0, 1))
+    z, history, weights = persistent.run(loop, parameters, read)
+    return States(z, history, _split_heads(weights, loop) if weights is not None and loop.attends else None)
 
 
 def _split_heads(weights: Tensor, loop: Loop) -> Tensor:

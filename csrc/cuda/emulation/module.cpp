@@ -1,0 +1,11 @@
+// Python module _cuda_emulation: the launchers of _cuda over the emulated runtime, for tests on the CPU.
+#include "../ticks_module.h"
+#include "cuda_runtime.h"
+
+PYBIND11_MODULE(_cuda_emulation, m) {
+  ctm::cuda::bind_ticks(m);
+  m.def("schedule", ctm::emulation::schedule);
+  m.def("set_limits", [](int multiprocessors, int shared, int major) {
+    ctm::emulation::limits() = {multiprocessors, shared, major};
+  });
+}
