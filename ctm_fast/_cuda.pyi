@@ -1,6 +1,10 @@
 """CUDA half of the extension; built only where CTM_FAST_CUDA asked for it."""
 
+from typing import Any
+
 __version__: str
+MAX_BATCH: int
+MAX_STAGES: int
 
 class Device:
     """One GPU that the driver shows."""
@@ -30,3 +34,25 @@ def driver_version() -> int:
 
 def architectures() -> list[str]:
     """Compute capabilities compiled for, such as ``["8.0", "9.0"]``; newer GPUs take the last one's PTX."""
+
+def tick_limits(device: int) -> list[int]:
+    """Multiprocessors, bytes of shared memory of a block and major compute capability of a GPU."""
+
+def plan_ticks(
+    sizes: tuple[int, ...], stages: list[Any], limits: list[int] | tuple[int, ...]
+) -> dict[str, Any]:
+    """How the tick kernel would run with these limits: blocks, threads, cluster, shared and resident bytes, scratch
+    floats, and the reason where it cannot.
+    """
+
+def run_ticks(
+    sizes: tuple[int, ...],
+    stages: list[Any],
+    attention: tuple[int, ...],
+    nlm: int,
+    all_inputs: int,
+    data: tuple[int, ...],
+    device: int,
+    stream: int,
+) -> None:
+    """All ticks, in order of csrc/cuda/ticks.h: addresses, checked before. ``ValueError`` where no launch fits."""

@@ -3,12 +3,13 @@
 #include <pybind11/stl.h>
 
 #include "device.h"
+#include "ticks_module.h"
 
 namespace py = pybind11;
 using ctm::cuda::Device;
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA half of ctm_fast: which GPUs its kernels can run on.";
+  m.doc() = "CUDA half of ctm_fast: which GPUs its kernels can run on, and the kernels.";
   m.attr("__version__") = CTM_VERSION;
   py::class_<Device>(m, "Device", "One GPU that the driver shows.")
       .def_readonly("name", &Device::name)
@@ -21,4 +22,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("runtime_version", &ctm::cuda::runtime_version, "CUDA runtime linked in: 1000 * major + 10 * minor.");
   m.def("driver_version", &ctm::cuda::driver_version, "Newest CUDA the driver supports; 0 without a driver.");
   m.def("architectures", &ctm::cuda::architectures, "Compute capabilities compiled for; newer GPUs use PTX.");
+  ctm::cuda::bind_ticks(m);
 }

@@ -58,7 +58,8 @@ void place_state(const TickModel& m, int blocks, TickLayout& at, Arena& arena) {
   at.hidden = arena.take(int64_t{kTickWarps} * 2 * n.hidden);
 }
 
-// Weights that a tick reads most often from one place come first: the rest streams from the second-level cache.
+// Weights that a tick reads most often from one place come first: the rest streams from the second-level
+// cache.
 void place_weights(const TickModel& m, int blocks, TickLayout& at, Arena& arena) {
   const TickSizes& n = m.n;
   at.nlm = arena.take_if_it_fits(int64_t{largest_slice(n.neurons, blocks)} * nlm_columns(n));
@@ -120,17 +121,6 @@ Planned planned(const TickModel& m, const TickLimits& limits, bool may_cluster) 
   return p;
 }
 
-TickLimits limits_of(int device) {
-  TickLimits found;
-  const auto read = [&](cudaDeviceAttr attribute, int& value) {
-    check(cudaDeviceGetAttribute(&value, attribute, device), "ticks", "(reading the device's limits)");
-  };
-  read(cudaDevAttrMultiProcessorCount, found.multiprocessors);
-  read(cudaDevAttrMaxSharedMemoryPerBlockOptin, found.shared);
-  read(cudaDevAttrComputeCapabilityMajor, found.major);
-  return found;
-}
-
 // The launch's shape and what makes all of its blocks run at once.
 struct Configuration {
   Configuration(const TickLaunch& launch, void* stream) {
@@ -166,8 +156,8 @@ bool holds_cluster(Kernel kernel, const Configuration& c) {
 }
 
 template <class Kernel>
-void launch(Kernel kernel, const TickModel& m, const TickData& data, const TickLimits& limits, bool may_cluster,
-            void* stream) {
+void launch(Kernel kernel, const TickModel& m, const TickData& data, const TickLimits& limits,
+            bool may_cluster, void* stream) {
   const Planned p = planned(m, limits, may_cluster);
   const std::string sizes = sizes_of(m.n);
   if (p.launch.blocks == 0) throw std::invalid_argument("ticks: " + p.launch.reason + ", got " + sizes);
@@ -180,18 +170,32 @@ void launch(Kernel kernel, const TickModel& m, const TickData& data, const TickL
     if (!holds_cluster(kernel, c)) return launch(kernel, m, data, limits, false, stream);
   }
   check(cudaMemsetAsync(data.scratch, 0, kCounterFloats * sizeof(float), c.config.stream), "ticks", sizes);
-  check(cudaLaunchKernelEx(&c.config, kernel, TickArguments{m, data, p.at, p.launch.cluster}), "ticks", sizes);
+  check(cudaLaunchKernelEx(&c.config, kernel, TickArguments{m, data, p.at, p.launch.cluster}), "ticks",
+        sizes);
 }
 
 }  // namespace
 
+TickLimits tick_limits(int device) {
+  TickLimits found;
+  const auto read = [&](cudaDeviceAttr attribute, int& value) {
+    check(cudaDeviceGetAttribute(&value, attribute, device), "ticks", "(reading the device's limits)");
+  };
+  read(cudaDevAttrMultiProcessorCount, found.multiprocessors);
+  read(cudaDevAttrMaxSharedMemoryPerBlockOptin, found.shared);
+  read(cudaDevAttrComputeCapabilityMajor, found.major);
+  return found;
+}
+
 size_t scratch_floats(const TickModel& m) { return scratch_stage(m, m.n.stages); }
 
-TickLaunch plan_ticks(const TickModel& m, const TickLimits& limits) { return planned(m, limits, true).launch; }
+TickLaunch plan_ticks(const TickModel& m, const TickLimits& limits) {
+  return planned(m, limits, true).launch;
+}
 
 void run_ticks(const TickModel& m, const TickData& data, int device, void* stream) {
   const DeviceGuard guard(device);
-  const TickLimits limits = limits_of(device);
+  const TickLimits limits = tick_limits(device);
   switch (samples_at_once(m.n.batch)) {
     case 1:
       return launch(ticks_kernel<1>, m, data, limits, true, stream);

@@ -1,7 +1,7 @@
 // All ticks of a CTM's recurrent part in one kernel, for inference on few samples in float32
-// (arXiv 2505.05522, section 3). The blocks stay on their multiprocessors from the first tick to the last, keep
-// their rows of every matrix in shared memory where those fit, and meet at a barrier wherever one part reads
-// what another wrote:
+// (arXiv 2505.05522, section 3). The blocks stay on their multiprocessors from the first tick to the last,
+// keep their rows of every matrix in shared memory where those fit, and meet at a barrier wherever one part
+// reads what another wrote:
 //
 //   action synchronisation -> query | attention | linear map of each synapse stage | neuron-level models
 //
@@ -54,16 +54,16 @@ struct TickSizes {
 struct TickModel {
   TickSizes n;
   TickStage stages[kMaxStages];
-  Matrix query;            // (width, pairs)
+  Matrix query;             // (width, pairs)
   const int *left, *right;  // (pairs), in [0, neurons)
-  const float* decay;      // (pairs), r = exp(-decay)
+  const float* decay;       // (pairs), r = exp(-decay)
   // (neurons, columns): w1 (M, 2H) and b1 (2H), then for deep models w2 (H, 2) and b2 (2), all divided by the
   // temperature.
   const float* nlm;
 };
 
 struct TickData {
-  const int* inputs;    // (ticks): k >= 0 attends to keys[k], -1 - g takes given[g]; null: all are `input`
+  const int* inputs;  // (ticks): k >= 0 attends to keys[k], -1 - g takes given[g]; null: all are `input`
   int input;
   const float *keys, *values;  // (K, batch, tokens, width)
   const float* given;          // (G, batch, rows of the first linear map): its bias and what the input adds
@@ -76,15 +76,17 @@ struct TickData {
 // How the kernel is launched; blocks is 0 where it cannot be, and reason says why.
 struct TickLaunch {
   int blocks, threads;
-  bool cluster;          // one thread-block cluster, whose barrier is quicker than the grid's
-  size_t shared;         // bytes of a block
-  size_t resident;       // bytes of weights that a block keeps there
+  bool cluster;     // one thread-block cluster, whose barrier is quicker than the grid's
+  size_t shared;    // bytes of a block
+  size_t resident;  // bytes of weights that a block keeps there
   std::string reason;
 };
 
 struct TickLimits {
   int multiprocessors, shared, major;  // of the device: count, bytes of a block, major compute capability
 };
+
+TickLimits tick_limits(int device);
 
 // Floats of scratch that the kernel needs.
 size_t scratch_floats(const TickModel&);

@@ -76,7 +76,8 @@ class Ticks {
     const int columns = stage.linear.columns;
     for (int half = 0; half < rows_per_unit(stage); ++half) {
       float* to = shared_ + at_.stages[s] + half * (units.end - units.begin) * columns;
-      keep(stage.linear.weight, half * stage.width + units.begin, half * stage.width + units.end, columns, to);
+      keep(stage.linear.weight, half * stage.width + units.begin, half * stage.width + units.end, columns,
+           to);
     }
   }
 
@@ -145,7 +146,8 @@ class Ticks {
     float* to = d_.scratch + scratch_query();
     float sum[BATCH];
     for (int row = rows.begin + warp(); row < rows.end; row += kTickWarps) {
-      const float* w = kept ? kept + (row - rows.begin) * n_.pairs : m_.query.weight + int64_t{row} * n_.pairs;
+      const float* w =
+          kept ? kept + (row - rows.begin) * n_.pairs : m_.query.weight + int64_t{row} * n_.pairs;
       dot(w, shared_ + at_.action, at_.action_stride, n_.pairs, sum);
 #pragma unroll
       for (int b = 0; b < BATCH; ++b) {
@@ -167,7 +169,8 @@ class Ticks {
       score(q, d_.keys + from, width, scores);
       const float total = softmax_parts(scores);
       if (d_.weights) store_weights(t, i, scores, total);
-      mix(d_.values + from, width, scores, total, d_.scratch + scratch_heads(n_) + b * n_.width + head * width);
+      mix(d_.values + from, width, scores, total,
+          d_.scratch + scratch_heads(n_) + b * n_.width + head * width);
     }
   }
 
@@ -207,7 +210,8 @@ class Ticks {
       const int j = first + (parts > 1 ? threadIdx.x % width : threadIdx.x);
       const bool used = j < width && part < parts;
       float sum = 0.0f;
-      for (int l = part; used && l < n_.tokens; l += parts) sum += scores[l] * values[int64_t{l} * n_.width + j];
+      for (int l = part; used && l < n_.tokens; l += parts)
+        sum += scores[l] * values[int64_t{l} * n_.width + j];
       __syncthreads();
       if (used) partial[parts > 1 ? threadIdx.x : j - first] = sum;
       __syncthreads();
@@ -234,7 +238,8 @@ class Ticks {
     const TickStage& stage = m_.stages[s];
     const Slice units = own(stage.width);
     const int columns = stage.linear.columns, kept = units.end - units.begin;
-    const float* bias = given < 0 ? stage.linear.bias : d_.given + int64_t{given} * n_.batch * stage.linear.rows;
+    const float* bias =
+        given < 0 ? stage.linear.bias : d_.given + int64_t{given} * n_.batch * stage.linear.rows;
     const int bias_stride = given < 0 ? 0 : stage.linear.rows;
     float* to = d_.scratch + scratch_stage(m_, s);
     float sum[BATCH], gate[BATCH];
@@ -250,7 +255,8 @@ class Ticks {
       for (int b = 0; b < BATCH; ++b) {
         if (lane() != b || b >= n_.batch) continue;
         float value = sum[b] + bias[b * bias_stride + unit];
-        if (stage.kind == StageKind::glu) value *= sigmoid(gate[b] + bias[b * bias_stride + stage.width + unit]);
+        if (stage.kind == StageKind::glu)
+          value *= sigmoid(gate[b] + bias[b * bias_stride + stage.width + unit]);
         to[b * stage.width + unit] = value;
       }
     }
@@ -304,8 +310,8 @@ class Ticks {
     __syncthreads();
     for (int i = warp(); i < n_.batch * count; i += kTickWarps) {
       const int j = i / n_.batch, b = i % n_.batch, columns = nlm_columns(n_);
-      const float* w = at_.nlm >= 0 ? shared_ + at_.nlm + j * columns
-                                    : m_.nlm + int64_t{neurons.begin + j} * columns;
+      const float* w =
+          at_.nlm >= 0 ? shared_ + at_.nlm + j * columns : m_.nlm + int64_t{neurons.begin + j} * columns;
       const float z = post_activation(w, ring(b, j), newest);
       if (lane() == 0) d_.z[(int64_t{t + 1} * n_.batch + b) * n_.neurons + neurons.begin + j] = z;
     }

@@ -1,4 +1,5 @@
-// Where a block of the tick kernel keeps what, and which rows are its own; the same on the host and the device.
+// Where a block of the tick kernel keeps what, and which rows are its own; the same on the host and the
+// device.
 #pragma once
 
 #include "ticks.h"

@@ -1,4 +1,5 @@
-// Binding of the tick kernel. Arguments are raw addresses and sizes: ctm_fast.loop.persistent has checked them.
+// Binding of the tick kernel. Arguments are raw addresses and sizes: ctm_fast.loop.persistent has checked
+// them.
 #include "ticks_module.h"
 
 #include <pybind11/stl.h>
@@ -17,7 +18,8 @@ namespace {
 using Address = uintptr_t;
 using Sizes = std::array<int, 11>;  // the members of TickSizes, in order
 // kind, width, skip, weight, bias, columns, norm weight, bias, eps, outer weight, bias, eps
-using Stage = std::tuple<int, int, int, Address, Address, int, Address, Address, float, Address, Address, float>;
+using Stage =
+    std::tuple<int, int, int, Address, Address, int, Address, Address, float, Address, Address, float>;
 using Attention = std::array<Address, 5>;  // query weight, bias, left, right, decay
 using Data = std::array<Address, 8>;       // inputs, then the other pointers of TickData in order
 using Limits = std::array<int, 3>;         // the members of TickLimits, in order
@@ -28,8 +30,10 @@ T* at(Address address) {
 }
 
 TickStage stage_of(const Stage& s) {
-  const auto& [kind, width, skip, weight, bias, columns, norm, norm_bias, eps, outer, outer_bias, outer_eps] = s;
-  if (kind < 0 || kind > static_cast<int>(StageKind::skip)) throw py::value_error("ticks: unknown kind of stage");
+  const auto& [kind, width, skip, weight, bias, columns, norm, norm_bias, eps, outer, outer_bias, outer_eps] =
+      s;
+  if (kind < 0 || kind > static_cast<int>(StageKind::skip))
+    throw py::value_error("ticks: unknown kind of stage");
   const auto found = static_cast<StageKind>(kind);
   const int rows = found == StageKind::glu ? 2 * width : width;
   return {found,
@@ -60,8 +64,9 @@ TickModel model_of(const Sizes& sizes, const std::vector<Stage>& stages, const A
 }
 
 TickData data_of(int input, const Data& d) {
-  return {at<const int>(d[0]), input,          at<const float>(d[1]), at<const float>(d[2]), at<const float>(d[3]),
-          at<float>(d[4]),     at<float>(d[5]), at<float>(d[6]),       at<float>(d[7])};
+  return {at<const int>(d[0]),   input,           at<const float>(d[1]), at<const float>(d[2]),
+          at<const float>(d[3]), at<float>(d[4]), at<float>(d[5]),       at<float>(d[6]),
+          at<float>(d[7])};
 }
 
 py::dict plan(const Sizes& sizes, const std::vector<Stage>& stages, const Limits& limits) {
@@ -79,6 +84,10 @@ py::dict plan(const Sizes& sizes, const std::vector<Stage>& stages, const Limits
 void bind_ticks(py::module_& m) {
   m.attr("MAX_BATCH") = kMaxBatch;
   m.attr("MAX_STAGES") = kMaxStages;
+  m.def("tick_limits", [](int device) {
+    const TickLimits found = tick_limits(device);
+    return Limits{found.multiprocessors, found.shared, found.major};
+  });
   m.def("plan_ticks", plan);
   m.def("run_ticks", [](const Sizes& sizes, const std::vector<Stage>& stages, const Attention& attention,
                         Address nlm, int input, const Data& data, int device, Address stream) {

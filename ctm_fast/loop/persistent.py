@@ -54,24 +54,18 @@ def takes(z0: Tensor) -> bool:
     return 1 <= z0.shape[0] <= int(extension().MAX_BATCH)
 
 
-def why_not(loop: Loop, parameters: Parameters, tokens: int, z0: Tensor) -> str | None:
-    """Why the kernel cannot run these ticks; None if it can."""
-    if loop.seed is not None:
-        return "dropout"
-    if any(stage.source != i - 1 and i > 0 for i, stage in enumerate(loop.stages)):
-        return "synapse stages that do not follow each other"
-    if len(loop.stages) > extension().MAX_STAGES:
-        return f"more than {extension().MAX_STAGES} synapse stages"
-    sizes = _sizes(loop, parameters, tokens, z0)
+def scratch_floats(loop: Loop, parameters: Parameters, tokens: int, z0: Tensor) -> int | None:
+    """Floats of scratch memory that the kernel needs for these ticks; None where it cannot run them.
+
+    It has no dropout, and a tick's state must fit into the shared memory of a block.
+    """
+    follow = all(stage.source == i - 1 for i, stage in enumerate(loop.stages) if i > 0)
+    if loop.seed is not None or not follow or len(loop.stages) > extension().MAX_STAGES:
+        return None
     stages = [_stage(stage, parameters.synapses, parameters.synapses[stage.linear]) for stage in loop.stages]
-    plan = extension().plan_ticks(sizes, stages, _limits(z0.device))
-    return plan["reason"] or None
-
-
-def _limits(device: torch.device) -> tuple[int, int, int]:
-    """Multiprocessors, bytes of shared memory of a block, major compute capability."""
-    found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.shared_memory_per_block_optin, found.major
+    limits = extension().tick_limits(z0.device.index or 0)
+    plan = extension().plan_ticks(_sizes(loop, parameters, tokens, z0), stages, limits)
+    return None if plan["reason"] else int(plan["scratch"])
 
 
 def _sizes(loop: Loop, p: Parameters, tokens: int, z0: Tensor) -> tuple[int, ...]:
@@ -125,10 +119,12 @@ def _inputs(inputs: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(inputs, dtype=torch.int32, device=device)
 
 
-def run(loop: Loop, parameters: Parameters, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """z (T + 1, B, D), history (M + T, B, D) and, tracked, attention weights (T, B, h * L).
+def run(
+    loop: Loop, parameters: Parameters, inputs: Inputs, scratch: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run the ticks: z (T + 1, B, D), history (M + T, B, D) and, tracked, attention weights (T, B, h * L).
 
-    Raises ``RuntimeError`` with the sizes where CUDA refuses the launch.
+    ``scratch`` is what :func:`scratch_floats` found. Raises ``RuntimeError`` with the sizes where CUDA refuses.
     """
     z0 = inputs.z0
     p = parameters.like(tuple(x.detach().contiguous() for x in parameters.flat()))
@@ -137,13 +133,11 @@ def run(loop: Loop, parameters: Parameters, inputs: Inputs) -> tuple[Tensor, Ten
     history = z0.new_empty(inputs.start.shape[0] + loop.ticks, batch, neurons)
     z[0], history[: inputs.start.shape[0]] = z0, inputs.start
     weights = z0.new_empty(loop.ticks, batch, loop.heads * tokens) if loop.track else None
-    _launch(loop, p, _sizes(loop, p, tokens, z0), inputs, (z, history, weights))
+    _launch(loop, p, inputs, (z, history, weights, z0.new_empty(scratch)))
     return z, history, weights
 
 
-def _launch(
-    loop: Loop, p: Parameters, sizes: tuple[int, ...], inputs: Inputs, results: tuple[Tensor | None, ...]
-) -> None:
+def _launch(loop: Loop, p: Parameters, inputs: Inputs, results: tuple[Tensor | None, ...]) -> None:
     z0, first = inputs.z0, p.synapses[loop.stages[0].linear]
     d, bias = first.shape[1] - z0.shape[1], p.synapses[loop.stages[0].linear + 1]
     given = torch.addmm(bias, inputs.given.flatten(0, 1), first[:, :d].t()) if inputs.given.numel() else None
@@ -158,14 +152,12 @@ def _launch(
     models, order = packed(p.nlm), None
     if len(set(loop.inputs)) > 1:
         order = _inputs(loop.inputs, z0.device)
-    limits = extension().plan_ticks(sizes, stages, (1, 0, 0))
-    scratch = z0.new_empty(limits["scratch"])
     stream = torch.cuda.current_stream(z0.device).cuda_stream if z0.is_cuda else 0
-    data = _addresses(order, inputs.keys, inputs.values, given, *results, scratch)
+    data = _addresses(order, inputs.keys, inputs.values, given, *results)
+    sizes, first_input = _sizes(loop, p, inputs.keys.shape[2], z0), loop.inputs[0] if loop.inputs else 0
     extension().run_ticks(
-        sizes, stages, _addresses(*read), models.data_ptr(), loop.inputs[0] if loop.inputs else 0, data,
-        z0.device.index or 0, stream,
-    )  # fmt: skip
+        sizes, stages, _addresses(*read), models.data_ptr(), first_input, data, z0.device.index or 0, stream
+    )
 
 
 def project(in_weight: Tensor, in_bias: Tensor, tokens: list[Tensor]) -> tuple[Tensor, Tensor]:

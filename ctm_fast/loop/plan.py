@@ -287,24 +287,21 @@ def _agrees(
             weakref.finalize(module, _agreed.pop, id(module), None)
         answers = _agreed[id(module)]
         if weight.dtype not in answers:
-            answers[weight.dtype] = _gives_the_same(module, plan, width, weight.device)
+            answers[weight.dtype] = _gives_the_same(module, plan, width)
     return _agreed.get(id(module), {}).get(weight.dtype, False)
 
 
 def _gives_the_same(
-    module: nn.Module,
-    plan: Callable[[nn.Module], Callable[[Tensor], Tensor]],
-    width: tuple[int, ...],
-    device: torch.device,
+    module: nn.Module, plan: Callable[[nn.Module], Callable[[Tensor], Tensor]], width: tuple[int, ...]
 ) -> bool:
-    """Compares a module with its plan: a copy in float64 with its parameters moved."""
+    """Compares a module with its plan on the CPU: a copy in float64 with its parameters moved."""
     try:
-        copied = copy.deepcopy(module).double()
+        copied = copy.deepcopy(module).cpu().double()
     except Exception:  # whatever a foreign module does not let itself be copied for
         return False
     move(copied)
-    x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).to(device, torch.float64)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.random.fork_rng(devices=[]):
+    x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         found = plan(copied)(x)
         return all(_close(_in_mode(copied, x, train), found) for train in (False, True))
 

@@ -121,14 +121,15 @@ def _stay(
     given: Tensor | None, z0: Tensor, start: Tensor,
 ) -> States | None:  # fmt: skip
     """The ticks in one kernel, or None where it cannot run them."""
-    if persistent.why_not(loop, parameters, tokens[0].shape[1] if tokens else 0, z0) is not None:
+    scratch = persistent.scratch_floats(loop, parameters, tokens[0].shape[1] if tokens else 0, z0)
+    if scratch is None:
         return None
     keys = values = z0.new_empty(0, z0.shape[0], 0, 0)
     if isinstance(attention, nn.MultiheadAttention) and tokens:
         keys, values = persistent.project(attention.in_proj_weight, attention.in_proj_bias, tokens)
     given = given if given is not None else z0.new_empty(0, z0.shape[0], 0)
     read = persistent.Inputs(keys, values, given, z0, start.permute(2, 0, 1))
-    z, history, weights = persistent.run(loop, parameters, read)
+    z, history, weights = persistent.run(loop, parameters, read, scratch)
     return States(z, history, _split_heads(weights, loop) if weights is not None and loop.attends else None)
 
 

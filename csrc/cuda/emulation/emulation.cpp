@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kStack = 128 << 10;
 constexpr size_t kAlignment = 16;
-constexpr size_t kGuard = 4096;  // bytes behind a block's shared memory, which nothing may write
+constexpr size_t kGuard = 4096;      // bytes behind a block's shared memory, which nothing may write
 constexpr char kUntouched = '\xff';  // floats of such bytes are NaN, as unwritten memory may be on a GPU
 
 struct Barrier {
