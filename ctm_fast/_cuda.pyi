@@ -35,6 +35,20 @@ def driver_version() -> int:
 def architectures() -> list[str]:
     """Compute capabilities compiled for, such as ``["8.0", "9.0"]``; newer GPUs take the last one's PTX."""
 
+def nlm_models() -> list[tuple[int, int]]:
+    """Memory lengths and hidden widths of the models that ``nlm_forward`` takes."""
+
+def nlm_forward(
+    sizes: tuple[int, int, int, int],
+    packed: int,
+    x: int,
+    strides: tuple[int, ...],
+    z: int,
+    device: int,
+    stream: int,
+) -> None:
+    """Post-activations of rows, neurons, memory, hidden; addresses, checked before. ``ValueError`` for others."""
+
 def tick_limits(device: int) -> list[int]:
     """Multiprocessors, bytes of shared memory of a block and major compute capability of a GPU."""
 

@@ -22,6 +22,8 @@ OPS = ("dnc", "halting", "nlm", "ntm", "sync")
 SIMD_LEVELS = ("baseline", "avx2", "avx512")
 TRITON_OPS = ("dnc_link", "nlm", "ntm", "sync")
 """Ops of which every function has Triton kernels, and single functions of others."""
+CUDA_OPS = ("nlm",)
+"""Ops with CUDA C++ kernels: the backend "native" on a GPU, beside the backward of the Triton kernels."""
 NATIVE_DTYPES = ("float32", "float64", "bfloat16")
 
 TRITON_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -97,11 +99,21 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
         return None
     if backend == "triton":
         return _triton_reason(op, device, dtype)
+    if device == "cuda" and op in CUDA_OPS:
+        return _cuda_reason(op, dtype) or _triton_reason(op, device, dtype)
     if device != "cpu":
         return f"the native kernels of {op} run on the CPU only in this version"
     if dtype not in NATIVE_DTYPES:
         return f"the native kernels of {op} take {', '.join(NATIVE_DTYPES)}"
     return _NATIVE_REASON
+
+
+def _cuda_reason(op: str, dtype: str) -> str | None:
+    if dtype != "float32":
+        return f"the CUDA kernels of {op} take float32"
+    if importlib.util.find_spec("ctm_fast._cuda") is None:
+        return "ctm_fast was built without CUDA: CTM_FAST_CUDA=on needs nvcc"
+    return None
 
 
 def _triton_reason(op: str, device: str, dtype: str) -> str | None:

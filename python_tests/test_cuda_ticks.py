@@ -13,6 +13,7 @@ from torch import Tensor
 
 import ctm_fast
 from ctm_fast.loop import persistent
+from ctm_fast.ops import cuda
 from ctm_fast.testing import relative_error
 
 NOT_PLANNED = "base-layernorm"  # neuron-level models with a LayerNorm are called
@@ -26,7 +27,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The emulation in the place of the GPU."""
     module = emulation.build()
     module.set_limits(*emulation.SMALL)
-    monkeypatch.setattr(persistent, "extension", lambda: module)
+    monkeypatch.setattr(cuda, "extension", lambda: module)
     monkeypatch.setattr(persistent, "takes", _takes)
     yield module
     module.schedule(0)
@@ -157,9 +158,9 @@ def test_no_room_for_the_state_leaves_the_ticks_to_themselves(
 ) -> None:
     model, inputs = build("base", batch=2)
     eager, fast = copies(model, 2)
-    plan = persistent.extension().plan_ticks
+    plan = cuda.extension().plan_ticks
     monkeypatch.setattr(
-        persistent.extension(), "plan_ticks", lambda sizes, stages, _: plan(sizes, stages, (3, 512, 9))
+        cuda.extension(), "plan_ticks", lambda sizes, stages, _: plan(sizes, stages, (3, 512, 9))
     )
     found, want = (outputs(m, inputs, d) for m, d in ((ctm_fast.accelerate(fast), device), (eager, "cpu")))
     assert launches == []

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "device.h"
-#include "ticks_module.h"
+#include "modules.h"
 
 namespace py = pybind11;
 using ctm::cuda::Device;
@@ -22,5 +22,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("runtime_version", &ctm::cuda::runtime_version, "CUDA runtime linked in: 1000 * major + 10 * minor.");
   m.def("driver_version", &ctm::cuda::driver_version, "Newest CUDA the driver supports; 0 without a driver.");
   m.def("architectures", &ctm::cuda::architectures, "Compute capabilities compiled for; newer GPUs use PTX.");
-  ctm::cuda::bind_ticks(m);
+  ctm::cuda::bind_kernels(m);
 }

@@ -1,21 +1,12 @@
-// Binding of the tick kernel. Arguments are raw addresses and sizes: ctm_fast.loop.persistent has checked
-// them.
-#include "ticks_module.h"
-
-#include <pybind11/stl.h>
-
 #include <array>
 #include <tuple>
 
+#include "modules.h"
 #include "ticks.h"
 
 namespace ctm::cuda {
-
-namespace py = pybind11;
-
 namespace {
 
-using Address = uintptr_t;
 using Sizes = std::array<int, 11>;  // the members of TickSizes, in order
 // kind, width, skip, weight, bias, columns, norm weight, bias, eps, outer weight, bias, eps
 using Stage =
@@ -23,11 +14,6 @@ using Stage =
 using Attention = std::array<Address, 5>;  // query weight, bias, left, right, decay
 using Data = std::array<Address, 8>;       // inputs, then the other pointers of TickData in order
 using Limits = std::array<int, 3>;         // the members of TickLimits, in order
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 TickStage stage_of(const Stage& s) {
   const auto& [kind, width, skip, weight, bias, columns, norm, norm_bias, eps, outer, outer_bias, outer_eps] =

@@ -10,7 +10,6 @@ keys and values, G given inputs, P action pairs.
 from __future__ import annotations
 
 import functools
-import importlib
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from ctm_fast import backend as backends
 from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
 from ctm_fast.loop.synapses import INPUT, Stage
+from ctm_fast.ops import cuda
 from ctm_fast.ops.sync.arguments import checked_pairs
 
 KINDS = ("glu", "silu", "skip")  # of stages, in the order of csrc/cuda/ticks.h
@@ -36,22 +36,13 @@ class Inputs(NamedTuple):
     start: Tensor  # (M, B, D)
 
 
-@functools.cache
-def extension() -> Any:
-    """The module ``ctm_fast._cuda``, or None where it was not built."""
-    try:
-        return importlib.import_module("ctm_fast._cuda")
-    except ImportError:
-        return None
-
-
 def takes(z0: Tensor) -> bool:
     """Whether a model may be planned for the kernel: CUDA, float32, few samples, no autograd, no compilation."""
-    if not z0.is_cuda or z0.dtype != torch.float32 or torch.is_grad_enabled() or extension() is None:
+    if not z0.is_cuda or z0.dtype != torch.float32 or torch.is_grad_enabled() or cuda.extension() is None:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda") or backends.selected() is not None:
         return False
-    return 1 <= z0.shape[0] <= int(extension().MAX_BATCH)
+    return 1 <= z0.shape[0] <= int(cuda.extension().MAX_BATCH)
 
 
 def scratch_floats(loop: Loop, parameters: Parameters, tokens: int, z0: Tensor) -> int | None:
@@ -60,11 +51,11 @@ def scratch_floats(loop: Loop, parameters: Parameters, tokens: int, z0: Tensor) 
     It has no dropout, and a tick's state must fit into the shared memory of a block.
     """
     follow = all(stage.source == i - 1 for i, stage in enumerate(loop.stages) if i > 0)
-    if loop.seed is not None or not follow or len(loop.stages) > extension().MAX_STAGES:
+    if loop.seed is not None or not follow or len(loop.stages) > cuda.extension().MAX_STAGES:
         return None
     stages = [_stage(stage, parameters.synapses, parameters.synapses[stage.linear]) for stage in loop.stages]
-    limits = extension().tick_limits(z0.device.index or 0)
-    plan = extension().plan_ticks(_sizes(loop, parameters, tokens, z0), stages, limits)
+    limits = cuda.extension().tick_limits(cuda.place(z0)[0])
+    plan = cuda.extension().plan_ticks(_sizes(loop, parameters, tokens, z0), stages, limits)
     return None if plan["reason"] else int(plan["scratch"])
 
 
@@ -152,11 +143,10 @@ def _launch(loop: Loop, p: Parameters, inputs: Inputs, results: tuple[Tensor | N
     models, order = packed(p.nlm), None
     if len(set(loop.inputs)) > 1:
         order = _inputs(loop.inputs, z0.device)
-    stream = torch.cuda.current_stream(z0.device).cuda_stream if z0.is_cuda else 0
     data = _addresses(order, inputs.keys, inputs.values, given, *results)
     sizes, first_input = _sizes(loop, p, inputs.keys.shape[2], z0), loop.inputs[0] if loop.inputs else 0
-    extension().run_ticks(
-        sizes, stages, _addresses(*read), models.data_ptr(), first_input, data, z0.device.index or 0, stream
+    cuda.extension().run_ticks(
+        sizes, stages, _addresses(*read), models.data_ptr(), first_input, data, *cuda.place(z0)
     )
 
 

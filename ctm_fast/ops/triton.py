@@ -25,11 +25,11 @@ def register(
         torch.library.register_fake(f"ctm_fast::{name}{SUFFIX}", fake)
 
 
-def function(word: str, name: str) -> Callable[..., Any]:
-    """The function ``name`` of ``ctm_fast.ops.<word>.triton``, imported when it is called."""
+def function(word: str, name: str, kernels: str = "triton") -> Callable[..., Any]:
+    """The function ``name`` of ``ctm_fast.ops.<word>.<kernels>``, imported when it is called."""
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"ctm_fast.ops.{word}.triton"), name)(*arguments)
+        return getattr(importlib.import_module(f"ctm_fast.ops.{word}.{kernels}"), name)(*arguments)
 
     return call
 

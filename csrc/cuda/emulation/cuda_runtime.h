@@ -7,6 +7,7 @@
 // multiprocessors, and speed.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -34,6 +35,9 @@ enum { cudaLaunchAttributeCooperative = 2, cudaLaunchAttributeClusterDimension =
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct float2 {
+  float x, y;
 };
 struct float4 {
   float x, y, z, w;
@@ -106,6 +110,8 @@ inline void __syncwarp() {
   ctm::emulation::exchange(0);
   ctm::emulation::exchanged();
 }
+using std::min;
+inline float __fdividef(float a, float b) { return a / b; }
 template <class T>
 T __ldcg(const T* address) {
   return *address;

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ctm_fast import backend as backends
 from ctm_fast.ops.nlm import autograd, reference
-from ctm_fast.ops.nlm.arguments import check, check_dropout
+from ctm_fast.ops.nlm.arguments import check, check_dropout, refusals
 from ctm_fast.ops.nlm.tick import NlmHistory, NlmPack, nlm_pack, nlm_tick
 
 __all__ = ["NlmHistory", "NlmPack", "nlm", "nlm_pack", "nlm_tick"]
@@ -50,7 +50,7 @@ def nlm(
     """
     weights = check("nlm", history, w1, b1, t1, w2, b2, t2)
     drawn = check_dropout("nlm", dropout, seed, history.device)
-    name = backends.choose("nlm", backend, history)
+    name = backends.choose("nlm", backend, history, refusals(w1, w2))
     if name != "reference":
         return autograd.fused(name, history, *weights, dropout=dropout, seed=drawn)
     weights_cast = [w.to(history.dtype) if w is not None else None for w in weights]

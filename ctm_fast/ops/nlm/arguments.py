@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctm_fast.ops import checks
+from ctm_fast.ops import checks, cuda
 from ctm_fast.ops.native import draw_seed
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -89,3 +89,15 @@ def _as_seed(op: str, seed: object, device: torch.device) -> Tensor:
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(f"{expected}, got {seed.dtype} of shape {tuple(seed.shape)}")
     return seed.reshape(1)
+
+
+def refusals(w1: Tensor, w2: Tensor | None) -> dict[str, str]:
+    """Why the backend "native" has no kernel for these weights on a GPU; empty if it has one."""
+    module = cuda.extension() if w1.is_cuda else None
+    if module is None:  # on the CPU it takes all, and a module that was not built is said of every model
+        return {}
+    memory, hidden = w1.shape[0], w1.shape[1] // 2
+    if w2 is not None and (memory, hidden) in module.nlm_models():
+        return {}
+    kind = "deep" if w2 is not None else "linear"
+    return {"native": f"there is no CUDA kernel for {kind} models of M = {memory}, H = {hidden}"}

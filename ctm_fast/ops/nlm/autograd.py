@@ -29,11 +29,11 @@ DIRECT_ROWS = 2  # with more rows packing the weights costs less than it saves
 Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
 
 
-def kernels_of(backend: str) -> Any:
+def kernels_of(backend: str, device: torch.device) -> Any:
     """The module with ``pack``, ``unpack``, ``run_forward``, ``run_backward``, ``drop_args`` and ``buffer``."""
-    return (
-        sys.modules[__name__] if backend == "native" else importlib.import_module("ctm_fast.ops.nlm.triton")
-    )
+    if backend == "native" and device.type == "cpu":
+        return sys.modules[__name__]
+    return importlib.import_module(f"ctm_fast.ops.nlm.{'cuda' if backend == 'native' else 'triton'}")
 
 
 def buffer(like: Tensor, *shape: int) -> Tensor:
@@ -177,6 +177,8 @@ def _fake_backward(
 
 _LIBRARY.impl("nlm_forward", _forward, "CPU")
 _LIBRARY.impl("nlm_backward", _backward, "CPU")
+for _name in ("nlm_forward", "nlm_backward"):
+    _LIBRARY.impl(_name, triton.function("nlm", _name, "cuda"), "CUDA")
 torch.library.register_fake("ctm_fast::nlm_forward", _fake_forward)
 torch.library.register_fake("ctm_fast::nlm_backward", _fake_backward)
 triton.register(_LIBRARY, "nlm", ("nlm_forward", "nlm_backward"), (_fake_forward, _fake_backward))

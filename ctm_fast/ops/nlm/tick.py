@@ -22,7 +22,7 @@ from ctm_fast.ops import checks
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import NO_DROPOUT, Drop
 from ctm_fast.ops.nlm import autograd, reference
-from ctm_fast.ops.nlm.arguments import Weights, check_dropout, check_weights
+from ctm_fast.ops.nlm.arguments import Weights, check_dropout, check_weights, refusals
 
 MAX_COUNT = 2**31  # of samples and of ticks: a history beyond has no address
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -71,7 +71,7 @@ class _Rows:
     def __init__(
         self, packed: NlmPack, start: Tensor, batch: int, ticks: int, dropout: float, seed: Tensor | None
     ) -> None:
-        self.kernels = autograd.kernels_of(packed.backend)
+        self.kernels = autograd.kernels_of(packed.backend, start.device)
         self.memory, self.neurons, self.hidden = packed.memory, packed.neurons, packed.hidden
         self.deep = packed.weights[3] is not None
         self.batch, self.drop = batch, self.kernels.drop_args(dropout, seed)
@@ -167,7 +167,7 @@ def nlm_pack(
     pack serves any number of histories and of backward passes; pack again after an optimiser step.
     """
     weights = check_weights("nlm_pack", w1, b1, t1, w2, b2, t2)
-    name, reason = backends.choose("nlm", backend, weights[0]), None
+    name, reason = backends.choose("nlm", backend, weights[0], refusals(w1, w2)), None
     if name != "reference" and weights[0].dtype not in _BITS:
         reason = f"the loop form takes float32 and float64, got {weights[0].dtype}"
     elif name != "reference" and torch.compiler.is_compiling():
@@ -245,7 +245,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: str, *weights: Tensor | None) -> Tensor:
-        ctx.kernels = autograd.kernels_of(backend)
+        ctx.kernels = autograd.kernels_of(backend, weights[0].device)  # type: ignore[union-attr]
         packed: Tensor = ctx.kernels.pack(*weights)
         w1, _, t1, w2, _, t2 = weights
         ctx.save_for_backward(packed, w1, t1, w2, t2)
