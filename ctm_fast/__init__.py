@@ -13,15 +13,28 @@ if TYPE_CHECKING:
     from ctm_fast import models, nn, ops
     from ctm_fast.acceleration import accelerate, restore
     from ctm_fast.backend import use_backend
+    from ctm_fast.cuda_graphs import capture, release
 
 _MODULES = ("models", "nn", "ops")
 _FUNCTIONS = {
     "accelerate": "ctm_fast.acceleration",
+    "capture": "ctm_fast.cuda_graphs",
+    "release": "ctm_fast.cuda_graphs",
     "restore": "ctm_fast.acceleration",
     "use_backend": "ctm_fast.backend",
 }
 
-__all__ = ["__version__", "accelerate", "models", "nn", "ops", "restore", "use_backend"]
+__all__ = [
+    "__version__",
+    "accelerate",
+    "capture",
+    "models",
+    "nn",
+    "ops",
+    "release",
+    "restore",
+    "use_backend",
+]
 
 try:
     __version__ = version("ctm_fast")
