@@ -38,9 +38,14 @@ class Inputs(NamedTuple):
 
 def takes(z0: Tensor) -> bool:
     """Whether a model may be planned for the kernel: CUDA, float32, few samples, no autograd, no compilation."""
-    if not z0.is_cuda or z0.dtype != torch.float32 or torch.is_grad_enabled() or cuda.extension() is None:
+    if (
+        torch.compiler.is_compiling()
+        or not z0.is_cuda
+        or z0.dtype != torch.float32
+        or torch.is_grad_enabled()
+    ):
         return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda") or backends.selected() is not None:
+    if cuda.extension() is None or torch.is_autocast_enabled("cuda") or backends.selected() is not None:
         return False
     return 1 <= z0.shape[0] <= int(cuda.extension().MAX_BATCH)
 

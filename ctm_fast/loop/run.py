@@ -191,7 +191,8 @@ def say_nothing(synapses: nn.Module) -> None:
 
 def _native(x: Tensor) -> bool:
     """Whether the native loop may run on tensors like this one; raises for a selected backend that cannot run."""
-    return _fused(x) == "native" and x.dtype in LOOP_DTYPES and not torch.is_autocast_enabled(x.device.type)
+    on_cpu = _fused(x) == "native" and x.device.type == "cpu"
+    return on_cpu and x.dtype in LOOP_DTYPES and not torch.is_autocast_enabled("cpu")
 
 
 def _fused(x: Tensor) -> str | None:

@@ -17,7 +17,7 @@ from ctm_fast import backend as backends
 from ctm_fast.ops import checks, triton
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.nlm import reference
-from ctm_fast.ops.nlm.arguments import check_dropout, check_weights
+from ctm_fast.ops.nlm.arguments import check_dropout, check_weights, refusals
 
 _REST = "Tensor w1, Tensor b1, Tensor t1, Tensor? w2, Tensor? b2, Tensor? t2, float dropout, Tensor? seed"
 _LIBRARY = torch.library.Library("ctm_fast", "FRAGMENT")
@@ -98,7 +98,7 @@ def nlm_rows(rows: Sequence[Tensor], *weights: Tensor, dropout: float = 0.0) -> 
     if len(rows) != w1.shape[0]:
         raise ValueError(f"nlm: history must have {w1.shape[0]} rows, got {len(rows)}")
     seed = check_dropout("nlm", dropout, None, w1.device)
-    name = backends.choose("nlm", None, w1)
+    name = backends.choose("nlm", None, w1, refusals(w1, held[3]))
     if name == "reference":
         return reference.nlm(torch.stack(tuple(rows), -1), *held, dropout=dropout, seed=seed)
     found: Tensor = NlmRows.apply(name, dropout, seed, len(rows), *rows, *held)
