@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bench import compiling, machine, results
+from bench import compiling, gpu_run, machine, results
+from bench.gpu import Gpu
 from bench.render import headings, line, machine_line
 from bench.row import NO_TARGETS, DisagreementError, Json, Row, measure
 from bench.table import find_rows
 from bench.timing import Effort
 
-RESULTS = Path(__file__).resolve().parent / "results"
-QUICK_RESULTS = Path("outputs") / "bench-quick.json"
 FULL = Effort(least=3, most=25, seconds=5.0, sample_seconds=0.01)
 QUICK = Effort(least=2, most=9, seconds=1.5, sample_seconds=0.003, hooks=False)
 
@@ -44,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
         "--machine", help="name of this machine in the results (from the processor's by default)"
     )
     found.add_argument("--seed", type=int, help="of inputs and weights; a fresh one by default")
+    found.add_argument("--device", default="cpu", help="cpu or cuda, which has rows of its own (cpu)")
+    found.add_argument(
+        "--budget", type=float, help="seconds after which a GPU measures no further row (none by default)"
+    )
     found.add_argument("--no-compile", action="store_true", help="leave the torch.compile baseline out")
     found.add_argument("--list", action="store_true", help="print the rows and stop")
     return found
@@ -54,18 +57,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parser()
     options = command.parse_args(arguments)
     cores = os.cpu_count() or 1
+    if reason := device_reason(options.device):
+        command.error(reason)
+    if options.device == "cuda" and options.threads:
+        command.error("--threads must be left out with --device cuda")
     if options.threads and not all(1 <= n <= cores for n in options.threads):
         command.error(
             f"--threads must be between 1 and the {cores} cores of this machine, got {options.threads}"
         )
     try:
-        rows = find_rows(options.names, options.quick)
+        rows = find_rows(options.names, options.quick, options.device)
         if options.list:
             print("\n".join(row.name for row in rows))
             return 0
+        if options.device == "cuda":
+            return gpu_run.run(rows, options, Gpu())
         return run(schedule(rows, options), options)
     except ValueError as error:
         command.error(str(error))
+
+
+def device_reason(device: str) -> str:
+    """Why the rows of this device cannot be measured; empty where they can."""
+    if device not in ("cpu", "cuda"):
+        return f"--device must be cpu or cuda, got {device!r}"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "--device must be cpu here, got cuda, but torch sees no GPU"
+    return ""
 
 
 def schedule(rows: Sequence[Row], options: argparse.Namespace) -> list[tuple[int, Row]]:
@@ -81,7 +99,7 @@ def schedule(rows: Sequence[Row], options: argparse.Namespace) -> list[tuple[int
 def run(plan: Sequence[tuple[int, Row]], options: argparse.Namespace) -> int:
     """Measure the rows of ``plan``, print each as it is done, write after each."""
     about = machine.describe(options.machine)
-    path = options.out or (QUICK_RESULTS if options.quick else RESULTS / f"{about['label']}.json")
+    path = results.place(options.out, options.quick, about)
     found = results.open_results(path, about)
     seed = options.seed if options.seed is not None else time.time_ns() % 2**31
     failures, before, start = 0, torch.get_num_threads(), time.perf_counter()

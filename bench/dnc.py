@@ -101,7 +101,9 @@ def case(n: Sizes, train: bool) -> Case:
     forwards = {REFERENCE: p.published, STRONG: p.published if n.K else p.strong, OWN: p.own}
     return Case(
         {name: p.provider(forward, train) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(partial(p.published, torch.compile(reference.step)), train),
+        compiled=lambda mode=None: p.provider(
+            partial(p.published, torch.compile(reference.step, mode=mode)), train
+        ),
         ticks=n.T,
         moved_bytes=least_bytes(p, train),
         excluded=storages_of(p.inputs),

@@ -108,7 +108,9 @@ def case(config: Config, training: bool, forward: Forward = own, **overrides: An
     forwards: dict[str, Forward] = {REFERENCE: plain.usual, STRONG: plain.strong, OWN: forward}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(partial(plain.usual, step=torch.compile(plain.substep))),
+        compiled=lambda mode=None: p.provider(
+            partial(plain.usual, step=torch.compile(plain.substep, mode=mode))
+        ),
         needed=p.needed(),
         excluded=storages_of([*p.model.parameters(), *p.model.buffers()]),
     )

@@ -48,8 +48,8 @@ def sort(batch: int) -> Loss:
 
     def loss(_: Any, outputs: Sequence[Tensor]) -> Tensor:
         logs = outputs[0].permute(2, 0, 1).log_softmax(-1)  # (T, B, C)
-        lengths = torch.full((batch,), logs.shape[0]), torch.full((batch,), targets.shape[1])
-        return F.ctc_loss(logs, targets, *lengths, blank=logs.shape[-1] - 1)
+        of_logs, of_targets = (targets.new_full((batch,), x.shape[i]) for i, x in ((0, logs), (1, targets)))
+        return F.ctc_loss(logs, targets, of_logs, of_targets, blank=logs.shape[-1] - 1)
 
     return loss
 

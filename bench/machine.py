@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import ctm_fast
@@ -52,7 +51,7 @@ def describe(label: str | None = None) -> dict[str, Any]:
         "label": label or slug(cpu_model()),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "simd": _C.simd_level(),
         "versions": {
@@ -65,7 +64,7 @@ def describe(label: str | None = None) -> dict[str, Any]:
 
 def load() -> float:
     """One-minute load average."""
-    return round(psutil.getloadavg()[0], 2)
+    return round(os.getloadavg()[0], 2)
 
 
 def _best_seconds(run: Callable[[], object]) -> float:

@@ -40,7 +40,7 @@ class Machine(NamedTuple):
     targets: Tensor
     loss: Callable[[Tensor, Tensor], Tensor]
     forwards: dict[str, Forward]
-    compiled: Callable[[], Forward]
+    compiled: Callable[..., Forward]
 
 
 def dnc(batch: int) -> Machine:
@@ -56,8 +56,8 @@ def dnc(batch: int) -> Machine:
     def loss(output: Tensor, targets: Tensor) -> Tensor:
         return scores.bits(output[-LENGTH:], targets)[0]
 
-    def compiled() -> Forward:
-        return partial(dnc_model.usual, advance=torch.compile(dnc_model.step))
+    def compiled(mode: str | None = None) -> Forward:
+        return partial(dnc_model.usual, advance=torch.compile(dnc_model.step, mode=mode))
 
     return Machine(DncCopy(config).build_model(), *data.copy_bits(bits, False), loss, forwards, compiled)
 
@@ -71,9 +71,10 @@ def rtntm_copy(batch: int) -> Machine:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
-    return Machine(
-        RTNTMCopy(config).build_model(), *batches, loss, forwards, lambda: torch.compile(_definition)
-    )
+    def compiled(mode: str | None = None) -> Forward:
+        return torch.compile(_definition, mode=mode)
+
+    return Machine(RTNTMCopy(config).build_model(), *batches, loss, forwards, compiled)
 
 
 def _logits(model: Any, tokens: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ def case(machine: Callable[[int], Machine], batch: int, training: bool) -> Case:
 
     return Case(
         {name: provider(forward) for name, forward in m.forwards.items()},
-        compiled=lambda: provider(m.compiled()),
+        compiled=lambda mode=None: provider(m.compiled(mode)),
         excluded=storages_of([*m.model.parameters(), *m.model.buffers()]),
     )
 

@@ -97,7 +97,7 @@ def case(problem: Callable[[int], Problem], batch: int, training: bool) -> Case:
     passes = 3 if training else 1
     return Case(
         {name: provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: provider(torch.compile(reference)),
+        compiled=lambda mode=None: provider(torch.compile(reference, mode=mode)),
         moved_bytes=float(passes * sum(x.nbytes for x in (*leaves, *gradients))),
         excluded=storages_of(leaves),
     )

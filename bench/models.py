@@ -145,6 +145,11 @@ class Problem:
             lambda: forward(self.pristine, *self.inputs),
         )
 
+    def captured(self) -> Provider:
+        """Inference in a CUDA graph by ``ctm_fast.capture``."""
+        replay = ctm_fast.capture(self.model, *self.inputs)
+        return inferred(lambda: replay(*self.inputs))
+
     def _step(self, forward: Forward) -> None:
         self._backward(self.loss(self.model, forward(self.model, *self.inputs)))
 
@@ -154,7 +159,9 @@ class Problem:
         for module in dropped:
             module.eval()
         outputs = list(forward(self.model, *self.inputs))
-        sums = [(x * torch.cos(torch.arange(x.numel())).view(x.shape)).sum() for x in outputs]
+        sums = [
+            (x * torch.cos(torch.arange(x.numel(), device=x.device)).view(x.shape)).sum() for x in outputs
+        ]
         self._backward(torch.stack(sums).sum())
         self.model.train()
         return [*outputs, *(torch.zeros_like(x) if x.grad is None else x.grad for x in self.leaves)]
@@ -171,19 +178,21 @@ def case(config: Config, batch: int, training: bool, own: Forward = _own) -> Cas
     forwards = {REFERENCE: _published, STRONG: STRONG_FORWARDS[config.kind], OWN: own}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(compiled_forward(config.kind)),
+        compiled=lambda mode=None: p.provider(compiled_forward(config.kind, mode)),
         estimate=p.kept_estimate if training and config.kind != "rl" else None,
         excluded=storages_of([*p.pristine.parameters(), *p.pristine.buffers()]),
+        leaves=p.leaves,
+        captured=None if training else p.captured,
     )
 
 
-def compiled_forward(kind: str) -> Forward:
+def compiled_forward(kind: str, mode: str | None = None) -> Forward:
     """The published forward around a compiled tick body, or for RL (T <= 10) the whole loop compiled."""
     if kind == "base":
-        return partial(compiled.base, tick=torch.compile(compiled.base_tick))
+        return partial(compiled.base, tick=torch.compile(compiled.base_tick, mode=mode))
     if kind == "sort":
-        return partial(compiled.sort, tick=torch.compile(compiled.sort_tick))
-    whole = torch.compile(ContinuousThoughtMachineRL.published_forward)
+        return partial(compiled.sort, tick=torch.compile(compiled.sort_tick, mode=mode))
+    whole = torch.compile(ContinuousThoughtMachineRL.published_forward, mode=mode)
 
     def steps(agent: Any, *inputs: Tensor) -> Sequence[Tensor]:
         return _own(compiled.with_forward(agent, whole), *inputs)

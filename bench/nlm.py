@@ -74,9 +74,9 @@ class Problem:
         with ctm_fast.use_backend("reference"):
             return self.published_ticks(self.published_body)
 
-    def compiled_ticks(self) -> Callable[[], list[Tensor]]:
+    def compiled_ticks(self, mode: str | None = None) -> Callable[[], list[Tensor]]:
         """All ticks with a compiled tick body."""
-        return partial(self.published_ticks, torch.compile(self.published_body))
+        return partial(self.published_ticks, torch.compile(self.published_body, mode=mode))
 
     def strong_ticks(self, permuted: strong.Permuted | None = None) -> list[Tensor]:
         """The strong eager loop; permutes the weights where they are not given."""
@@ -103,10 +103,16 @@ class Problem:
         with ctm_fast.use_backend("reference"):
             return [self.models(self.window)]
 
-    def compiled_window(self) -> Callable[[], list[Tensor]]:
+    def compiled_window(self, mode: str | None = None) -> Callable[[], list[Tensor]]:
         """The published call compiled."""
-        models = torch.compile(self.models)
+        models = torch.compile(self.models, mode=mode)
         return lambda: [models(self.window)]
+
+
+def tick_bytes(size: Size) -> float:
+    """A tick reads its weights and the window of every neuron, and writes the post-activations."""
+    weights = size.D * ((size.M + 1) * 2 * size.H + 2 * size.H + 2)
+    return 4.0 * (weights + size.B * size.D * (size.M + 1))
 
 
 def tick_case(size: Size) -> Case:
@@ -119,7 +125,12 @@ def tick_case(size: Size) -> Case:
         STRONG: inferred(lambda: p.strong_ticks(permuted)),
         OWN: inferred(lambda: p.own_ticks(packed)),
     }
-    return Case(providers, compiled=lambda: inferred(p.compiled_ticks()), ticks=TICKS)
+    return Case(
+        providers,
+        compiled=lambda mode=None: inferred(p.compiled_ticks(mode)),
+        ticks=TICKS,
+        least_bytes=TICKS * tick_bytes(size),
+    )
 
 
 def call_case(size: Size) -> Case:
@@ -156,7 +167,7 @@ def _window_case(
     runs = {REFERENCE: p.reference_window, STRONG: strong_eager, OWN: own}
     return Case(
         {name: inferred(run) for name, run in runs.items()},
-        compiled=lambda: inferred(p.compiled_window()),
+        compiled=lambda mode=None: inferred(p.compiled_window(mode)),
     )
 
 
@@ -168,7 +179,7 @@ def train_case(size: Size) -> Case:
     runs = {REFERENCE: p.reference_ticks, STRONG: p.strong_ticks, OWN: p.own_ticks}
     return Case(
         {name: trained(run, leaves, gradients) for name, run in runs.items()},
-        compiled=lambda: trained(p.compiled_ticks(), leaves, gradients),
+        compiled=lambda mode=None: trained(p.compiled_ticks(mode), leaves, gradients),
         ticks=TICKS,
         estimate=lambda: float(TICKS * hook_bytes(Problem(size, ticks=1).reference_ticks)),
         excluded=storages_of(leaves),

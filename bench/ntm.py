@@ -67,7 +67,7 @@ def case(batch: int, training: bool, whole: bool) -> Case:
     }
     return Case(
         {name: p.provider(forward, training) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(p.loop(torch.compile(plain.usual)), training),
+        compiled=lambda mode=None: p.provider(p.loop(torch.compile(plain.usual, mode=mode)), training),
         ticks=T,
         moved_bytes=least_bytes(p, training),
         excluded=storages_of(p.leaves),

@@ -68,7 +68,9 @@ def case(batch: int, training: bool) -> Case:
     forwards: dict[str, Forward] = {REFERENCE: ntm_model.forward, STRONG: _strong, OWN: _own}
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(partial(ntm_model.run, step=torch.compile(ntm_model.step))),
+        compiled=lambda mode=None: p.provider(
+            partial(ntm_model.run, step=torch.compile(ntm_model.step, mode=mode))
+        ),
         excluded=storages_of([*p.model.parameters(), *p.model.buffers()]),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.row import COMPILED, OWN, REFERENCE, STRONG
@@ -80,31 +81,33 @@ def targets(row: Json) -> str:
     for name, baseline in (("reference", REFERENCE), ("strong", STRONG)):
         if wanted[name] is not None:
             met = row["ratios"][baseline]["median"] >= wanted[name]
-            found.append(f"{wanted[name]:g}x {name} {_mark(met)}")
+            found.append(f"{wanted[name]:g}x {name} {mark(met)}")
     if wanted["sgemm"] is not None:
-        found.append(f"{wanted['sgemm']:.0%} sgemm {_mark(row['achieved']['share'] >= wanted['sgemm'])}")
+        found.append(f"{wanted['sgemm']:.0%} sgemm {mark(row['achieved']['share'] >= wanted['sgemm'])}")
     share = kept_share(row)
     if wanted["kept"] is not None and share is not None:
-        found.append(f"1/{1 / wanted['kept']:.0f} kept {_mark(share <= wanted['kept'])}")
+        found.append(f"1/{1 / wanted['kept']:.0f} kept {mark(share <= wanted['kept'])}")
     return ", ".join(found)
 
 
-def _mark(met: bool) -> str:
+def mark(met: bool) -> str:
+    """Whether a target is met."""
     return "met" if met else "MISSED"
 
 
 def headings() -> str:
     """The heading of the printed table."""
-    return _padded(list(COLUMNS))
+    return padded(COLUMNS, WIDTHS)
 
 
 def line(row: Json) -> str:
     """One row of the printed table."""
-    return _padded(cells(row))
+    return padded(cells(row), WIDTHS)
 
 
-def _padded(texts: list[str]) -> str:
-    return " ".join(f"{text:{width}}" for text, width in zip(texts, WIDTHS, strict=True)).rstrip()
+def padded(texts: Iterable[str], widths: Iterable[int]) -> str:
+    """A line of columns at least this wide."""
+    return " ".join(f"{text:{width}}" for text, width in zip(texts, widths, strict=True)).rstrip()
 
 
 def machine_line(machine: Json) -> str:
@@ -123,7 +126,7 @@ def markdown(results: Json) -> str:
     ops = [row for row in aimed if row not in models]
     parts = [machine_line(results["machine"]) + "; one thread.", _table(models)]
     marks = ", ".join(targets(row) for row in ops)
-    missed, met = marks.count(_mark(False)), marks.count(_mark(True))
+    missed, met = marks.count(mark(False)), marks.count(mark(True))
     parts += _folded(f"Ops, one thread: {met} targets met, {missed} missed", ops)
     parts += _folded("Further rows, one thread", [row for row in one if row not in aimed])
     for threads in sorted({row["threads"] for row in rows} - {1}):
@@ -148,9 +151,13 @@ def _folded(title: str, rows: list[Json]) -> list[str]:
 
 
 def _table(rows: list[Json]) -> str:
-    columns = [name for name in COLUMNS if name != "threads"]
+    def without_threads(texts: Sequence[str]) -> list[str]:
+        return [texts[0], *texts[2:]]
+
+    return table(without_threads(COLUMNS), (without_threads(cells(row)) for row in rows))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        name, _, *rest = cells(row)
-        lines.append("| " + " | ".join([name, *rest]) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+RESULTS = Path(__file__).resolve().parent / "results"
+QUICK_RESULTS = Path("outputs") / "bench-quick.json"
+
 Json = dict[str, Any]
 
 
@@ -25,6 +28,11 @@ def read(path: Path) -> Json:
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list) or "machine" not in found:
         raise ResultsError(f"bench: {path} must hold results of python -m bench, got another JSON file")
     return found
+
+
+def place(chosen: Path | None, quick: bool, machine: Json) -> Path:
+    """Where a run writes: the file chosen, else one of the machine's name beside the committed ones."""
+    return chosen or (QUICK_RESULTS if quick else RESULTS / f"{machine['label']}.json")
 
 
 def open_results(path: Path, machine: Json) -> Json:

@@ -84,7 +84,9 @@ def case(selection: Selection) -> Case:
     }
     return Case(
         {name: p.provider(forward) for name, forward in forwards.items()},
-        compiled=lambda: p.provider(partial(p.published, torch.compile(p.published_tick))),
+        compiled=lambda mode=None: p.provider(
+            partial(p.published, torch.compile(p.published_tick, mode=mode))
+        ),
         moved_bytes=least_bytes(p),
         excluded=storages_of((p.z, p.decay)),
     )

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench import dnc, halting, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync
 from bench.row import Row
 
 
 def all_rows() -> list[Row]:
-    """Every row, in the order of the table."""
+    """Every row of a processor, in the order of the table."""
+    from bench import dnc, halting, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync
+
     ops = (nlm, sync, ntm, dnc, memory_ops)
     return [row for module in (*ops, models, ntm_model, memory_models, halting) for row in module.rows()]
 
 
-def find_rows(words: Sequence[str], quick: bool = False) -> list[Row]:
+def gpu_rows() -> list[Row]:
+    """Every row of a GPU; imports less than :func:`all_rows`, for machines that have less."""
+    from bench import gpu_rows
+
+    return gpu_rows.rows()
+
+
+def find_rows(words: Sequence[str], quick: bool = False, device: str = "cpu") -> list[Row]:
     """Rows that any of ``words`` selects, all without words.
 
-    With ``quick`` only those of the short table, and those named in full.
+    With ``quick`` only those of the short table, and those named in full. The device "cuda" has rows of its own.
 
     Raises ``ValueError`` for a word that selects none.
     """
-    rows = all_rows()
+    rows = gpu_rows() if device == "cuda" else all_rows()
     for word in words:
         if not any(row.matches(word) for row in rows):
             known = sorted({w for row in rows for w in (row.kind, *row.words)})

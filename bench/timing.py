@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Run = Callable[[], object]
 
@@ -59,17 +59,24 @@ def seconds_per_call(run: Run, repetitions: int) -> float:
 
 
 def interleave(
-    runs: Mapping[str, Run], effort: Effort, expected: Mapping[str, float] | None = None
-) -> dict[str, list[float]]:
+    runs: Mapping[str, Run],
+    effort: Effort,
+    expected: Mapping[str, float] | None = None,
+    sample: Callable[[Run, int], Any] = seconds_per_call,
+    duration: Callable[[Any], float] = float,
+) -> dict[str, list[Any]]:
     """Seconds per call of every provider, A B A B: sample i of each was taken in round i.
 
     Garbage is collected between rounds and never inside a sample. Every provider should have run before;
-    ``expected`` are rough seconds of a call that save a trial call of slow ones.
+    ``expected`` are rough seconds of a call that save a trial call of slow ones. ``sample`` takes a sample of so
+    many calls, from which ``duration`` gives the seconds of one.
     """
-    repetitions = {
-        name: _repetitions(run, effort, (expected or {}).get(name, 0.0)) for name, run in runs.items()
-    }
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+
+    def repetitions_of(name: str, run: Run) -> int:
+        return _repetitions(lambda: duration(sample(run, 1)), effort, (expected or {}).get(name, 0.0))
+
+    repetitions = {name: repetitions_of(name, run) for name, run in runs.items()}
+    samples: dict[str, list[Any]] = {name: [] for name in runs}
     enabled = gc.isenabled()
     start = time.perf_counter()
     try:
@@ -80,16 +87,16 @@ def interleave(
             gc.collect()
             gc.disable()
             for name, run in runs.items():
-                samples[name].append(seconds_per_call(run, repetitions[name]))
+                samples[name].append(sample(run, repetitions[name]))
     finally:
         (gc.enable if enabled else gc.disable)()
     return samples
 
 
-def _repetitions(run: Run, effort: Effort, expected: float) -> int:
+def _repetitions(trial: Callable[[], float], effort: Effort, expected: float) -> int:
     if expected > 10 * effort.sample_seconds:
         return 1
-    once = max(seconds_per_call(run, 1), 1e-7)
+    once = max(trial(), 1e-7)
     return max(1, math.ceil(effort.sample_seconds / once))
 
 

@@ -51,7 +51,7 @@ def base(model: ContinuousThoughtMachine, x: Tensor, tick: Callable[..., Any] = 
     kv = model.compute_features(x)
     batch = x.shape[0]
     trace, z = model.start_state(batch)
-    predictions, certainties = _empty(model, batch)
+    predictions, certainties = _empty(model, z)
     model.clamp_decays()
     r = tuple(repeated_decay_factors(d, batch) for d in (model.decay_params_action, model.decay_params_out))
     # alpha = beta = 0 makes the first tick's state (p, 1), so that every tick is the same function.
@@ -69,7 +69,7 @@ def sort(model: ContinuousThoughtMachineSORT, x: Tensor, tick: Callable[..., Any
     """As :func:`base`, for the sorting CTM."""
     batch = x.shape[0]
     trace, z = model.start_state(batch)
-    predictions, certainties = _empty(model, batch)
+    predictions, certainties = _empty(model, z)
     r = repeated_decay_factors(model.clamped_decay(), batch)
     sync_out, *out = model.compute_synchronisation(z, None, None, r, "out")
     for t in range(model.iterations):
@@ -78,8 +78,9 @@ def sort(model: ContinuousThoughtMachineSORT, x: Tensor, tick: Callable[..., Any
     return predictions, certainties, sync_out
 
 
-def _empty(model: ContinuousThoughtMachine, batch: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(batch, model.out_dims, model.iterations), torch.empty(batch, 2, model.iterations)
+def _empty(model: ContinuousThoughtMachine, z: Tensor) -> tuple[Tensor, Tensor]:
+    shape = z.shape[0], model.out_dims, model.iterations
+    return z.new_empty(shape), z.new_empty(shape[0], 2, shape[2])
 
 
 class _Recurrent(nn.Module):

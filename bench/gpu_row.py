@@ -1,0 +1,128 @@
+"""How a row is measured on a GPU; :mod:`bench.row` has what a row is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+import ctm_fast
+from bench import timing
+from bench.gpu import Gpu, Sample
+from bench.row import OWN, REFERENCE, Case, Json, Provider, Row, agreed, check, heading, kept_bytes
+
+GRAPH_REFERENCE, GRAPH_OWN = "CUDA graph of reference", "CUDA graph of ctm_fast"
+CAPTURED = "ctm_fast.capture"
+
+
+def build(row: Row, seed: int, gpu: Gpu) -> Case:
+    """The row's case with everything on the GPU."""
+    torch.manual_seed(seed)
+    with torch.device(gpu.device):
+        return row.build()
+
+
+def measure(row: Row, seed: int, effort: timing.Effort, gpu: Gpu) -> Json:
+    """The row's result as JSON types: what :func:`bench.row.measure` gives, and what only a GPU has.
+
+    "seconds" and "ratios" are by events with the data in the cache; "cold" and "wall" hold the same after the cache was
+    overwritten (None for whole models) and by the wall clock. "own" names the provider that the ratios are to.
+    "floor" is the time of the least work at this machine's rates, "failed" why a provider is missing.
+    """
+    result = heading(row, seed)
+    with timing.only_new_garbage():
+        case = build(row, seed, gpu)
+        if case.estimate is not None and (estimate := case.estimate()) > gpu.memory_limit():
+            return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
+        checked = check(case)
+        memory = {"kept": _kept(case, effort, gpu), "peak": _peak(case, gpu)}
+        failed = add_graphs(case, checked.errors, gpu) if row.graphs else {}
+        rates = gpu.rates()
+        samples = sampled(case.providers, row, effort, gpu)
+    own = headline(case)
+    hot, cold, wall = (times(samples, i, own, case.ticks) for i in range(3))
+    assert hot is not None
+    fastest = min(hot["seconds"][name] for name in (OWN, GRAPH_OWN, CAPTURED) if name in hot["seconds"])
+    floor = least(case, checked.flop, rates, fastest * case.ticks)
+    return {
+        **result, **hot, **memory, "cold": cold, "wall": wall, "own": own, "failed": failed,
+        "errors": checked.errors, "floor": floor,
+    }  # fmt: skip
+
+
+def _kept(case: Case, effort: timing.Effort, gpu: Gpu) -> Json:
+    forwards = {name: p.forward for name, p in case.providers.items() if p.forward}
+    return {name: kept_bytes(f, case, effort.hooks, gpu.live_bytes) for name, f in forwards.items()}
+
+
+def _peak(case: Case, gpu: Gpu) -> dict[str, int]:
+    """Most memory that a call takes, its results and gradients counted, parameters and inputs not."""
+    found = {}
+    for name, provider in case.providers.items():
+        for leaf in case.leaves:
+            leaf.grad = None
+        found[name] = gpu.peak_bytes(provider.run)
+    return found
+
+
+def add_graphs(case: Case, errors: dict[str, float], gpu: Gpu) -> dict[str, str]:
+    """Add CUDA graphs of the reference and of ctm_fast as providers; why those that are missing failed."""
+    makers = {
+        GRAPH_REFERENCE: lambda: gpu.graphed(case.providers[REFERENCE].run),
+        GRAPH_OWN: lambda: gpu.graphed(case.providers[OWN].run),
+    }
+    if case.captured is not None and getattr(ctm_fast, "capture", None) is not None:
+        makers[CAPTURED] = case.captured
+    expected = [x.clone() for x in case.providers[REFERENCE].check()]
+    failed = {}
+    for name, make in makers.items():
+        try:
+            provider = make()
+        except (RuntimeError, ValueError, TypeError) as error:
+            failed[name] = f"not captured: {error}".splitlines()[0]
+            continue
+        errors[name] = agreed(name, expected, provider.check())
+        case.providers[name] = provider
+    return failed
+
+
+def headline(case: Case) -> str:
+    """The provider that stands for ctm_fast: at batch 1 what a user captures, else the plain call."""
+    if case.captured is None:
+        return OWN
+    return next(name for name in (CAPTURED, GRAPH_OWN, OWN) if name in case.providers)
+
+
+def sampled(
+    providers: Mapping[str, Provider], row: Row, effort: timing.Effort, gpu: Gpu
+) -> dict[str, list[Sample]]:
+    """Samples of all providers in turns; whole models, which need more than any cache, are not timed cold."""
+    cold = not row.kind.startswith(("train", "infer"))
+    runs = {name: provider.run for name, provider in providers.items()}
+    return timing.interleave(runs, effort, sample=gpu.sampler(cold), duration=lambda sample: sample.wall)
+
+
+def times(samples: Mapping[str, Sequence[Sample]], field: int, own: str, ticks: int) -> Json | None:
+    """Median seconds per tick by one field of the samples, and the ratios of the other providers to ``own``."""
+    values: dict[str, Any] = {name: [sample[field] for sample in found] for name, found in samples.items()}
+    if None in values[own]:
+        return None
+    ratios = {
+        name: timing.paired_ratio(v, values[own])._asdict() for name, v in values.items() if name != own
+    }
+    return {
+        "seconds": {name: timing.quantile(v, 0.5) / ticks for name, v in values.items()},
+        "ratios": ratios,
+    }
+
+
+def least(case: Case, flop: int, rates: Mapping[str, float], seconds: float) -> Json:
+    """Time of the least work at the machine's rates, what bounds it, and its share of ``seconds``."""
+    work = {"sgemm": case.needed * flop, "copy": case.moved_bytes or case.least_bytes}
+    floors = {name: amount / rates[name] for name, amount in work.items()}
+    of = max(floors, key=lambda name: floors[name])
+    return {
+        "of": of, "seconds": floors[of], "share": floors[of] / seconds, "rate": work[of] / seconds,
+        "machine_rate": rates[of],
+    }  # fmt: skip

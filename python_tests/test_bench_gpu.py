@@ -1,0 +1,292 @@
+"""The GPU benchmark on the CPU: its arithmetic by a given clock, its rows, the processes that compile."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+
+import pytest
+import torch
+from fake_gpu import fake_gpu
+from test_bench_rows import CONFIGS
+
+import ctm_fast
+from bench import __main__ as command
+from bench import gpu, gpu_compiled, gpu_render, gpu_row, gpu_run, models, nlm, results, table
+from bench.row import COMPILED, OWN, REFERENCE, STRONG, Provider, Row, Targets, inferred
+from bench.timing import Effort
+
+EFFORT = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
+SIZE = nlm.Size(D=16, M=3, H=2, B=2)
+TARGETS = Targets(reference=2, compiled=1.5, graph=2, floor=0.5, peak=1 / 8)
+
+
+def tick_row(**options):
+    return Row("nlm-tick", "tiny", ("nlm",), lambda: nlm.tick_case(SIZE), TARGETS, **options)
+
+
+def model_row(training, config=CONFIGS[0], **options):
+    kind = "train" if training else "infer"
+    return Row(kind, "tiny", (), lambda: models.case(config, config.batch, training), TARGETS, **options)
+
+
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch):
+    monkeypatch.setattr(gpu.Gpu, "rates", lambda self: {"sgemm": 1e9, "copy": 1e9})
+    monkeypatch.setattr(gpu, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(nlm, "TICKS", 4)
+    monkeypatch.setattr(gpu_run, "FULL", EFFORT)
+    monkeypatch.setattr(gpu_run, "QUICK", EFFORT)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two rows of a GPU that take no time."""
+    rows = [tick_row(quick=True), model_row(False, graphs=True)]
+    monkeypatch.setattr(table, "gpu_rows", lambda: rows)
+    return rows
+
+
+def options(**changed):
+    found = {"machine": None, "out": None, "quick": False, "seed": 3, "budget": None, "no_compile": True}
+    return argparse.Namespace(**{**found, **changed})
+
+
+def test_events_and_wall_clock_per_call():
+    assert fake_gpu().seconds(lambda: None, 4) == (0.25, 0.5)
+    calls = []
+    assert fake_gpu().sampler(cold=True)(lambda: calls.append(0), 8) == gpu.Sample(1 / 8, 1.0, 0.25)
+    assert len(calls) == 8 + gpu.COLD_CALLS
+    assert fake_gpu().sampler(cold=False)(lambda: None, 2).cold is None
+
+
+def test_memory():
+    device = fake_gpu()
+    device.cuda.allocated = 100
+    assert device.live_bytes(lambda: device.cuda.allocate(7)) == 7
+
+    def call():
+        device.cuda.allocate(50)
+        device.cuda.allocate(-40)
+
+    assert device.peak_bytes(call) == 50
+
+
+def test_rates(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "GEMM_SIZE", 8)
+    monkeypatch.setattr(gpu, "COPY_BYTES", 32)
+    assert fake_gpu().rates() == {"sgemm": 2 * 8**3, "copy": 64}
+
+
+def test_ops_are_measured_hot_and_cold():
+    found = gpu_row.measure(tick_row(graphs=True), 0, EFFORT, fake_gpu())
+    providers = {REFERENCE, STRONG, OWN, gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN}
+    assert (
+        set(found["seconds"]) == set(found["cold"]["seconds"]) == set(found["wall"]["seconds"]) == providers
+    )
+    assert found["seconds"][OWN] == 0.25  # a call of four ticks is a second
+    assert found["wall"]["seconds"][OWN] == 0.5
+    assert found["own"] == OWN
+    assert found["ratios"][REFERENCE]["median"] == 1.0
+    assert found["floor"]["of"] == "copy"
+    assert found["floor"]["seconds"] == pytest.approx(4 * nlm.tick_bytes(SIZE) / 1e9)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: config.title)
+def test_training_of_models(config):
+    found = gpu_row.measure(model_row(True, config), 0, EFFORT, fake_gpu())
+    assert set(found["seconds"]) == set(found["peak"]) == set(found["kept"]) == {REFERENCE, STRONG, OWN}
+    assert found["cold"] is None
+    assert found["floor"]["of"] == "sgemm"
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_captured_model_stands_for_the_package(monkeypatch):
+    monkeypatch.setattr(ctm_fast, "capture", lambda model, *inputs: model, raising=False)
+    found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu())
+    assert found["own"] == gpu_row.CAPTURED
+    assert {REFERENCE, OWN, gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN} <= set(found["ratios"])
+
+
+def test_what_cannot_be_captured_says_why(monkeypatch):
+    monkeypatch.setattr(ctm_fast, "capture", None, raising=False)
+    found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu(refuses=True))
+    why = "not captured: operation not permitted when stream is capturing"
+    assert found["failed"] == {gpu_row.GRAPH_REFERENCE: why, gpu_row.GRAPH_OWN: why}
+    assert found["own"] == OWN
+
+
+def test_a_row_beyond_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(gpu.Gpu, "memory_limit", lambda self: 1.0)
+    found = gpu_row.measure(model_row(True), 0, EFFORT, fake_gpu())
+    assert found["refused"].startswith("the reference would keep")
+    assert "refused" in gpu_render.line(found)
+
+
+@pytest.mark.parametrize(
+    "row", [tick_row(), model_row(True), model_row(True, CONFIGS[1]), model_row(False, CONFIGS[2])]
+)
+def test_nothing_is_made_on_another_device(row, monkeypatch):
+    """On a GPU every tensor that a baseline makes must name its device; the default one must not show."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
+    case = gpu_row.build(row, 0, fake_gpu())
+    baselines = {
+        REFERENCE: case.providers[REFERENCE],
+        STRONG: case.providers[STRONG],
+        COMPILED: case.compiled(),
+    }
+    for name, provider in baselines.items():
+        with torch.device("meta"):
+            found = provider.check()
+            provider.run()
+        assert {x.device.type for x in found} == {"cpu"}, name
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: config.title)
+def test_losses_stay_on_the_device_of_the_outputs(config):
+    problem = models.Problem(config, 2, training=True)
+    with torch.device("meta"):
+        loss = problem.loss(problem.model, models._published(problem.model, *problem.inputs))
+    assert loss.device.type == "cpu"
+
+
+def test_rows_of_a_gpu_are_the_wanted_ones():
+    names = [row.name for row in table.gpu_rows()]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["train/parity 75/25 B64", "train/cifar10 B512"]
+    assert {row.name for row in table.find_rows(["mazes"], device="cuda")} == {
+        f"{kind}/mazes published B{batch}" for kind, batch in (("train", 64), ("infer", 1), ("infer", 64))
+    }
+    assert all(row.targets.reference for row in table.gpu_rows() if row.kind == "train")
+
+
+def test_a_run_writes_and_prints(tiny, tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert gpu_run.run(tiny, options(out=path), fake_gpu()) == 0
+    found = results.read(path)
+    assert found["machine"]["label"] == "fake-h1"
+    assert [row["name"] for row in found["rows"]] == ["nlm-tick/tiny", "infer/tiny"]
+    printed = capsys.readouterr().out
+    assert "Fake H1 (7 multiprocessors, 100.0 GB)" in printed
+    assert "2x reference MISSED" in printed
+    text = gpu_render.markdown(found)
+    assert text.count("| nlm-tick/tiny |") == 1
+    assert "1.5x compiled not measured" in text
+
+
+def test_the_budget_leaves_rows_out(tiny, tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    assert gpu_run.run(tiny, options(out=path, budget=0.0), fake_gpu()) == 0
+    assert results.read(path)["rows"] == []
+    assert "infer/tiny: left out, the budget of 0 s is spent" in capsys.readouterr().out
+
+
+def test_a_failing_row_does_not_cost_the_others(tiny, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise TypeError("broken")
+
+    broken = Row("nlm-tick", "broken", (), fail)
+    assert gpu_run.run([broken, *tiny], options(out=tmp_path / "gpu.json"), fake_gpu()) == 1
+    caught = capsys.readouterr()
+    assert "nlm-tick/broken: TypeError: broken; not timed" in caught.out
+    assert "Traceback" in caught.err
+    assert len(results.read(tmp_path / "gpu.json")["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "--device must be cpu or cuda, got 'tpu'"),
+        (["--device", "cuda"], "--device must be cpu here, got cuda, but torch sees no GPU"),
+    ],
+    ids=["unknown", "no GPU"],
+)
+def test_devices_that_cannot_be_measured(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_command_line(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "Gpu", fake_gpu)
+    path = tmp_path / "gpu.json"
+    assert command.main(["--device", "cuda", "--quick", "nlm", "--out", str(path)]) == 0
+    assert [row["name"] for row in results.read(path)["rows"]] == ["nlm-tick/tiny"]
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--device", "cuda", "--threads", "1"])
+    assert "--threads must be left out with --device cuda" in capsys.readouterr().err
+
+
+def compiled_in_a_process(row, monkeypatch, capsys, mode="reduce-overhead"):
+    """What the process prints for a row, run in this one with an eager stand-in for the compiler."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: function)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO("go\n"))
+    assert gpu_compiled.main([row.name, "0", mode], fake_gpu()) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_process_compiles_then_times(tiny, tmp_path, capsys, monkeypatch):
+    first, second = compiled_in_a_process(tiny[0], monkeypatch, capsys)
+    assert first == {"seconds": 0.0}
+    assert second["ratio"]["median"] == 1.0
+    row = gpu_row.measure(tiny[0], 0, EFFORT, fake_gpu())
+    for mode in gpu_compiled.MODES:
+        gpu_compiled.merge(row, mode, {**first, **second})
+    assert "1.5x compiled MISSED" in gpu_render.targets(row)
+    assert row["compile"] == {mode: {"seconds": 0.0} for mode in gpu_compiled.MODES}
+
+
+PRINTS = "print('noise'); print('{\"seconds\": 2.5}', flush=True); assert input() == 'go'; "
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (PRINTS + "print('{\"hot\": 1}')", {"seconds": 2.5, "hot": 1}),
+        (PRINTS + "raise SystemExit('lost')", {"seconds": 2.5, "failed": "not measured: lost"}),
+        ("raise SystemExit('no compiler')", {"failed": "not measured: no compiler"}),
+        ("import time; time.sleep(60)", {"failed": "not compiled in 1 s"}),
+    ],
+    ids=["compiled", "failed later", "failed", "too slow"],
+)
+def test_processes_that_compile(monkeypatch, code, expected):
+    popen = gpu_compiled.subprocess.Popen
+    monkeypatch.setattr(
+        gpu_compiled.subprocess,
+        "Popen",
+        lambda arguments, **given: popen([arguments[0], "-c", code], **given),
+    )
+    limit = 1.0 if "sleep" in code else 30.0
+    found = list(gpu_compiled.outcomes([tick_row()], 0, limit))
+    assert [(mode, result) for _, mode, result in found] == [(mode, expected) for mode in gpu_compiled.MODES]
+
+
+def test_compiled_rows_are_merged_and_written(tiny, tmp_path, monkeypatch):
+    rows = [tick_row(compiles=True), tiny[1]]
+    ratio = {"median": 3.0, "low": 2.0, "high": 4.0, "pairs": 3}
+    outcome = {"seconds": 9.0, "ratio": ratio, "hot": 0.75, "error": 1e-7}
+    monkeypatch.setattr(
+        gpu_compiled,
+        "outcomes",
+        lambda wanted, *_: ((row, m, outcome) for row in wanted for m in gpu_compiled.MODES),
+    )
+    path = tmp_path / "gpu.json"
+    assert gpu_run.run(rows, options(out=path, no_compile=False), fake_gpu()) == 0
+    (first, second) = results.read(path)["rows"]
+    assert first["ratios"]["torch.compile default"] == ratio
+    assert "compile" not in second
+    assert "1.5x compiled met" in gpu_render.targets(first)
+
+
+def test_each_call_of_a_compiled_model_is_a_step(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    provider = gpu_compiled.stepped(Provider(lambda: 1, inferred(lambda: []).check))
+    provider.run()
+    provider.check()
+    assert len(begun) == 2
