@@ -9,6 +9,7 @@ from pathlib import Path
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import functools
 import importlib.util
 import random
 import sys
@@ -83,18 +84,25 @@ def data_dir() -> Path:
     return Path(folder)
 
 
-def _cuda_reason() -> str:
-    """Why tests marked needs_cuda cannot run; empty where they can."""
-    if not torch.cuda.is_available():
-        return "torch sees no GPU"
-    if importlib.util.find_spec("ctm_fast._cuda") is None:
-        return "ctm_fast was built without CUDA"
-    return ""
+@functools.cache
+def _reasons() -> dict[str, str]:
+    """Why tests with a mark cannot run; empty where they can."""
+    no_gpu = "" if torch.cuda.is_available() else "torch sees no GPU"
+    no_triton = "" if importlib.util.find_spec("triton") else "the package triton is not installed"
+    no_module = "" if importlib.util.find_spec("ctm_fast._cuda") else "ctm_fast was built without CUDA"
+    return {"needs_gpu": no_gpu or no_triton, "needs_cuda": no_gpu or no_module}
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where Triton's kernels run: in its interpreter, and on a GPU."""
+    return str(request.param)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("needs_cuda") and (reason := _cuda_reason()):
-        pytest.skip(f"needs_cuda: {reason}")
+    for mark, reason in _reasons().items():
+        if item.get_closest_marker(mark) and reason:
+            pytest.skip(f"{mark}: {reason}")
     for marker in item.iter_markers("needs_data"):
         folder = Path(os.environ.get("CTM_FAST_DATA", "")) / marker.args[0]
         if "CTM_FAST_DATA" not in os.environ or not folder.is_dir():

@@ -286,7 +286,7 @@ def test_compiled_rows_are_merged_and_written(tiny, tmp_path, monkeypatch):
 def test_each_call_of_a_compiled_model_is_a_step(monkeypatch):
     begun = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
-    provider = gpu_compiled.stepped(Provider(lambda: 1, inferred(lambda: []).check))
+    provider = gpu_compiled.stepped(Provider(lambda: 1, inferred(list).check))
     provider.run()
     provider.check()
     assert len(begun) == 2

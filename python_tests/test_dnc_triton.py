@@ -28,9 +28,9 @@ def test_sparse_links_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_weights_at_the_ends_of_their_range(value: float) -> None:
+def test_weights_at_the_ends_of_their_range(value: float, device: str) -> None:
     """Nothing or everything written: links are kept or change their sign."""
-    case = OpCase("dnc_link", "ends", (1, 3, 1, 0))
+    case = OpCase("dnc_link", "ends", (1, 3, 1, 0)).on(device)
     inputs = case.inputs(F64)
     inputs["write_weights"] = torch.full_like(inputs["write_weights"], value)
     found, plain = (case.evaluate(inputs, name) for name in ("triton", "reference"))
@@ -38,8 +38,8 @@ def test_weights_at_the_ends_of_their_range(value: float) -> None:
         torch.testing.assert_close(y, plain[name], rtol=1e-12, atol=1e-12)
 
 
-def test_not_a_number_stays_in_its_row() -> None:
-    case = OpCase("dnc_link", "nan", (1, 4, 1, 0))
+def test_not_a_number_stays_in_its_row(device: str) -> None:
+    case = OpCase("dnc_link", "nan", (1, 4, 1, 0)).on(device)
     inputs = case.inputs()
     inputs["link"][0, 1, 2] = float("nan")
     found, plain = (case.run(inputs, name) for name in ("triton", "reference"))
@@ -47,7 +47,7 @@ def test_not_a_number_stays_in_its_row() -> None:
         assert torch.equal(found[name].isnan(), plain[name].isnan()), name
 
 
-def test_same_bits_on_every_run() -> None:
-    case = OpCase("dnc_link", "repeated", (2, 37, 2, 0))
+def test_same_bits_on_every_run(device: str) -> None:
+    case = OpCase("dnc_link", "repeated", (2, 37, 2, 0)).on(device)
     first, second = (case.evaluate(case.inputs(), "triton") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

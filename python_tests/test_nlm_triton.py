@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from nlm_loops import INTERPRETS
 from op_checks import assert_extremes_hold, assert_spreads_as_the_reference
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from ctm_fast import ops
 from ctm_fast.ops.nlm import blocks
 from ctm_fast.testing import OPS, OpCase, cotangents, relative_error
 
-pytestmark = pytest.mark.skipif(not INTERPRETS, reason="needs Triton and its interpreter")
+pytest.importorskip("triton")
 DEEP, LINEAR = (
     OpCase("nlm", name, sizes) for name, sizes in (("deep", (3, 2, 4, 5)), ("linear", (3, 2, 4, 0)))
 )
@@ -32,12 +32,10 @@ def assert_equals_reference(case: OpCase, inputs: dict[str, Tensor]) -> None:
     ("p", "seed"), [(1e-10, 0), (0.3, -1), (0.3, 2**63 - 1), (0.999, -(2**63)), (1.0, 5)]
 )
 @CASES
-def test_dropout_draws_the_mask_of_the_reference(case: OpCase, p: float, seed: int) -> None:
+def test_dropout_draws_the_mask_of_the_reference(case: OpCase, p: float, seed: int, device: str) -> None:
+    masked = replace(case, options={"dropout": p, "seed": seed}, device=device)
     inputs = case.inputs(torch.float64)
-    found, expected = (
-        ops.nlm(*inputs.values(), dropout=p, seed=seed, backend=backend)
-        for backend in ("triton", "reference")
-    )
+    found, expected = (masked.run(inputs, backend)["z"] for backend in ("triton", "reference"))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -46,34 +44,35 @@ def test_dropout_draws_the_mask_of_the_reference(case: OpCase, p: float, seed: i
     [(2, 1, 100, 3), (2, 1, 5, 130), (2, 1, 33, 65), (17, 1, 16, 16), (300, 1, 2, 1), (2, 1, 0, 3)],
     ids=["long-memory", "wide", "tails", "powers-of-two", "shares-of-rows", "no-memory"],
 )
-def test_sizes_beyond_one_block(sizes: tuple[int, ...]) -> None:
+def test_sizes_beyond_one_block(sizes: tuple[int, ...], device: str) -> None:
     options = {"dropout": 0.3, "seed": 7} if max(sizes) < 100 else {}
-    case = OpCase("nlm", "sizes", sizes, options)
+    case = OpCase("nlm", "sizes", sizes, options, device)
     assert_equals_reference(case, case.inputs(torch.float64))
 
 
 @NUMPY_MAY_WARN
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @CASES
-def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float) -> None:
+def test_nan_and_infinity_spread_as_in_the_reference(case: OpCase, value: float, device: str) -> None:
     for name in case.inputs():
-        assert_spreads_as_the_reference(case, "triton", name, value)
+        assert_spreads_as_the_reference(case.on(device), "triton", name, value)
 
 
 @NUMPY_MAY_WARN
 @pytest.mark.parametrize("scale", [1e4, 1e-39, 3e18], ids=["1e4", "denormal", "3e18"])
 @pytest.mark.parametrize("hidden", [1, 0], ids=["deep", "linear"])
-def test_extreme_values(hidden: int, scale: float) -> None:
-    assert_extremes_hold(OpCase("nlm", "extreme", (64, 8, 1, hidden)), "triton", scale)
+def test_extreme_values(hidden: int, scale: float, device: str) -> None:
+    assert_extremes_hold(OpCase("nlm", "extreme", (64, 8, 1, hidden), device=device), "triton", scale)
 
 
 @pytest.mark.parametrize("history", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("same", [True, False], ids=["16-bit-weights", "float32-weights"])
-def test_sixteen_bits_accumulate_in_float32(history: torch.dtype, same: bool) -> None:
+def test_sixteen_bits_accumulate_in_float32(history: torch.dtype, same: bool, device: str) -> None:
     inputs = DEEP.inputs(history)
     inputs = {k: x if same or k == "history" else x.float() for k, x in inputs.items()}
     single = {k: x.float() for k, x in inputs.items()}
-    found, exact = DEEP.evaluate(inputs, "triton"), DEEP.evaluate(single, "triton")
+    case = DEEP.on(device)
+    found, exact = case.evaluate(inputs, "triton"), case.evaluate(single, "triton")
     assert relative_error(found["z"], exact["z"]) <= torch.finfo(history).eps  # the interpreter truncates
     for name, x in inputs.items():
         gradient = found[f"d {name}"]

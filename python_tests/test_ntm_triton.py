@@ -38,8 +38,8 @@ def address_case(placement: str = "root", shift: int = 3) -> OpCase:
 
 @pytest.mark.parametrize("zero", ["some slots", "memory and key"])
 @pytest.mark.parametrize("placement", EPS_PLACEMENTS)
-def test_zero_slots_and_keys(placement: str, zero: str) -> None:
-    case = address_case(placement)
+def test_zero_slots_and_keys(placement: str, zero: str, device: str) -> None:
+    case = address_case(placement).on(device)
     inputs = case.inputs(F64)
     if zero == "some slots":
         inputs["memory"][:, ::3] = 0
@@ -49,16 +49,16 @@ def test_zero_slots_and_keys(placement: str, zero: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("beta", 1e5), ("gamma", 1e3), ("gate", 1.0)])
-def test_extreme_strengths(name: str, value: float) -> None:
-    case = address_case()
+def test_extreme_strengths(name: str, value: float, device: str) -> None:
+    case = address_case().on(device)
     inputs = case.inputs(F64)
     inputs[name] = torch.full_like(inputs[name], value)
     equal_and_finite(case, inputs)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 50.0])
-def test_sharpening_of_one_hot_weights(gamma: float) -> None:
-    case = address_case()
+def test_sharpening_of_one_hot_weights(gamma: float, device: str) -> None:
+    case = address_case().on(device)
     inputs = case.inputs(F64)
     one_hot = torch.eye(5, dtype=F64)[3:4]
     inputs |= {
@@ -72,16 +72,16 @@ def test_sharpening_of_one_hot_weights(gamma: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of NumPy, in the interpreter
-def test_not_a_number_reaches_every_slot() -> None:
-    case = address_case()
+def test_not_a_number_reaches_every_slot(device: str) -> None:
+    case = address_case().on(device)
     inputs = case.inputs()
     inputs["memory"][0, 2, 1] = float("nan")
     assert case.run(inputs, "triton")["weights"].isnan().all()
 
 
-def test_erasing_everything_by_two_heads() -> None:
+def test_erasing_everything_by_two_heads(device: str) -> None:
     """What two heads leave is zero: a division by it would not give their gradients."""
-    case = OpCase("ntm_write", "trap", (1, 5, 2, 2))
+    case = OpCase("ntm_write", "trap", (1, 5, 2, 2)).on(device)
     inputs = case.inputs(F64)
     inputs |= {name: torch.ones_like(inputs[name]) for name in ("weights", "erase")}
     equal_and_finite(case, inputs)
@@ -89,13 +89,13 @@ def test_erasing_everything_by_two_heads() -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shared", [False, True])
-def test_every_layout(order: str, shared: bool) -> None:
+def test_every_layout(order: str, shared: bool, device: str) -> None:
     place = ORDERS.index(order)
     layout = replace(
         TINY, shift=1 + 2 * place, order=order, shared_weights=shared, add=ADDS[place], key=KEYS[place % 2],
         strength="oneplus" if shared else "softplus", eps_placement=EPS_PLACEMENTS[place + 3 * shared],
     )  # fmt: skip
-    case = step_case("layout", 1, 3, layout)
+    case = step_case("layout", 1, 3, layout).on(device)
     given = case.inputs(F64)
     given["memory"][:, 1] = 0
     given["interface"] *= 30  # saturates the activations
@@ -127,8 +127,8 @@ def test_weights_of_all_steps_carry_gradients() -> None:
         torch.testing.assert_close(fast, plain)
 
 
-def test_same_bits_on_every_run() -> None:
-    case = step_case("repeated", 2, 5, TINY)
+def test_same_bits_on_every_run(device: str) -> None:
+    case = step_case("repeated", 2, 5, TINY).on(device)
     first, second = (case.evaluate(case.inputs(), "triton") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -139,8 +139,8 @@ def test_more_slots_than_the_kernels_take() -> None:
         ops.ntm_read(memory, weights, backend="triton")
 
 
-def test_most_slots() -> None:
-    case = OpCase("ntm_read", "most", (1, MOST_SLOTS, 1, 1))
+def test_most_slots(device: str) -> None:
+    case = OpCase("ntm_read", "most", (1, MOST_SLOTS, 1, 1)).on(device)
     found, plain = (case.evaluate(case.inputs(F64), name) for name in ("triton", "reference"))
     for name, y in found.items():
         torch.testing.assert_close(y, plain[name])

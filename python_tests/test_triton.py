@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ pytest.importorskip("triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FIRST = tuple({case.op: case for case in reversed(INTERPRETED)}.values())
 ids = str
+
+
+def everywhere(cases: Sequence[OpCase]) -> list[Any]:
+    """The cases in Triton's interpreter, and on a GPU."""
+    return [*cases] + [pytest.param(case.on("cuda"), marks=pytest.mark.needs_gpu) for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +63,13 @@ def test_every_op_is_interpreted() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
-@pytest.mark.parametrize("case", INTERPRETED, ids=ids)
+@pytest.mark.parametrize("case", everywhere(INTERPRETED), ids=ids)
 def test_error_is_at_most_twice_plain_pytorch(case: OpCase, dtype: torch.dtype) -> None:
     triton, plain = (functools.partial(case.evaluate, backend=name) for name in ("triton", "reference"))
     assert breaches(case.inputs, triton, plain, dtype, draws=2) == {}
 
 
-@pytest.mark.parametrize("case", INTERPRETED, ids=ids)
+@pytest.mark.parametrize("case", everywhere(INTERPRETED), ids=ids)
 def test_dtypes_and_shapes_are_those_of_the_reference(case: OpCase) -> None:
     for dtype in DTYPES:
         triton, plain = (case.evaluate(case.inputs(dtype), name) for name in ("triton", "reference"))
@@ -78,7 +84,7 @@ def spread(x: Tensor) -> Tensor:
     return wide[..., ::2]
 
 
-@pytest.mark.parametrize("case", FIRST, ids=ids)
+@pytest.mark.parametrize("case", everywhere(FIRST), ids=ids)
 def test_any_strides_give_the_same_bits(case: OpCase) -> None:
     dense = case.inputs()
     strided = {name: spread(x) for name, x in dense.items()}
@@ -87,16 +93,16 @@ def test_any_strides_give_the_same_bits(case: OpCase) -> None:
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.parametrize("case", FIRST, ids=ids)
+@pytest.mark.parametrize("case", everywhere(FIRST), ids=ids)
 def test_registered_ops(case: OpCase) -> None:
     inputs = case.inputs()
     op = OPS[case.op]
     forward = getattr(torch.ops.ctm_fast, f"{case.op}_forward_triton")
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(forward, op.arguments(inputs, case.options), test_utils=tests)
+    torch.library.opcheck(forward, op.arguments(case.placed(inputs), case.options), test_utils=tests)
 
 
-@pytest.mark.parametrize("case", FIRST, ids=ids)
+@pytest.mark.parametrize("case", everywhere(FIRST), ids=ids)
 def test_create_graph_names_the_reference(case: OpCase) -> None:
     inputs = {k: leaf(x) for k, x in case.inputs().items()}
     first = next(iter(inputs.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,15 +38,31 @@ SLACK = 1.0  # on its bounds; more than that for fewer draws, which tell wrong f
 
 @dataclass(frozen=True, eq=False)
 class OpCase:
-    """One call of an op: sizes and keyword arguments, with a readable name."""
+    """One call of an op: sizes and keyword arguments, with a readable name.
+
+    Inputs and results are on the CPU. The op runs on ``device``, the reference in float64, which is the truth, on the
+    CPU.
+    """
 
     op: str
     name: str
     sizes: tuple[int, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def __str__(self) -> str:
-        return f"{self.op}-{self.name}"
+        return f"{self.op}-{self.name}" + ("" if self.device == "cpu" else f"-{self.device}")
+
+    def on(self, device: str) -> OpCase:
+        """The same case on another device."""
+        return replace(self, device=device)
+
+    def placed(self, inputs: Inputs, backend: str | None = None) -> Inputs:
+        """``inputs`` with their strides where ``backend`` runs on them."""
+        exact = backend == "reference" and any(x.dtype == torch.float64 for x in inputs.values())
+        return (
+            inputs if exact or self.device == "cpu" else {k: moved(x, self.device) for k, x in inputs.items()}
+        )
 
     def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
         """Arguments by name in the order of the signature, on the CPU; floating-point ones of ``dtype``."""
@@ -55,8 +71,9 @@ class OpCase:
     def run(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
         """The op's outputs by name."""
         op = OPS[self.op]
-        found = op.run(*inputs.values(), **self.options, backend=backend)
-        return dict(zip(op.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+        found = op.run(*self.placed(inputs, backend).values(), **self.options, backend=backend)
+        outputs = found if isinstance(found, tuple) else (found,)
+        return {name: y.cpu() for name, y in zip(op.outputs, outputs, strict=True)}
 
     def evaluate(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
         """Outputs, and gradients of floating-point arguments as ``"d " + name`` for one fixed cotangent."""
@@ -73,7 +90,16 @@ class OpCase:
 def cotangents(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Gradients to start a backward pass from; exact in bfloat16, so the same numbers in every dtype."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.dtype) for y in outputs]
+    return [torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.device, y.dtype) for y in outputs]
+
+
+def moved(x: Tensor, device: str) -> Tensor:
+    """``x`` on ``device`` with the same strides, through autograd."""
+    placed = x.to(device)
+    if placed.stride() == x.stride():
+        return placed
+    strided = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+    return strided.copy_(placed)
 
 
 def upcast(inputs: Inputs) -> Inputs:
