@@ -1,9 +1,10 @@
-# make demo | test | test-slow | bench | gpu-check | lint | clean
+# make demo | test | test-slow | bench | gpu-check (gpu-test, gpu-bench) | lint | clean
 #
 #   PYTHON=python3.12     the interpreter to make .venv with (found by itself otherwise; 3.11 or newer)
 #   VENV=/some/where      another place for it
 #   CONSTRAINTS=file      versions to install (constraints.txt pins torch); CONSTRAINTS= for none
 #   CTM_FAST_CUDA=on      build the CUDA module too (auto where a GPU is visible; on needs nvcc)
+#   GPU_RESULTS=dir       where gpu-check puts its results and logs
 #
 # pip's own settings hold. A machine without a GPU saves gigabytes by PyTorch's CPU wheels:
 #   PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU wheels> make demo
@@ -20,7 +21,7 @@ INSTALL := $(PY) -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # What an installed package is made of: a change rebuilds it.
 SOURCES := $(shell find csrc -type f) $(wildcard CMakeLists.txt pyproject.toml README.md $(CONSTRAINTS))
 
-.PHONY: demo test test-slow bench gpu-check lint clean
+.PHONY: demo test test-slow bench gpu-check gpu-test gpu-bench lint clean
 
 demo: $(VENV)/demo
 	$(PY) -m ctm_fast
@@ -42,14 +43,10 @@ lint: $(VENV)/dev
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
 
-# Uses the interpreter that is there, with its own CUDA build of torch, rather than a new .venv.
-gpu-check:
-	@command -v nvcc >/dev/null || { echo "gpu-check: nvcc is not on PATH"; exit 2; }
-	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-		|| { echo "gpu-check: $(PYTHON) must have a torch that sees a GPU"; exit 2; }
-	CTM_FAST_CUDA=on $(PYTHON) -m pip install --no-build-isolation --no-deps -e .
-	$(PYTHON) -m ctm_fast
-	$(PYTHON) -m pytest -m needs_cuda $(ARGS)
+# These use the interpreter that is there, with its own CUDA build of torch, rather than a new .venv. Results and logs
+# go to GPU_RESULTS where it is given.
+gpu-check gpu-test gpu-bench:
+	@$(PYTHON) python_tests/gpu_check.py $(@:gpu-%=%)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import random
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,6 +83,33 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip(f"{MISSING_DATA}: CTM_FAST_DATA is not set")
     return Path(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shard", help="I/N: of the tests chosen otherwise, every N-th group; groups share kernels"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of other shards out; those of one case and dtype compile the same kernels and stay together."""
+    chosen = config.getoption("--shard")
+    if chosen is None:
+        return
+    shard, count = map(int, chosen.split("/"))
+
+    def group(item: pytest.Item) -> str:
+        given = getattr(item, "callspec", None)
+        return (
+            f"{given.params['case']} {given.params.get('dtype')}"
+            if given and "case" in given.params
+            else item.name
+        )
+
+    elsewhere = [item for item in items if zlib.crc32(group(item).encode()) % count != shard]
+    config.hook.pytest_deselected(items=elsewhere)
+    items[:] = [item for item in items if item not in elsewhere]
 
 
 @functools.cache

@@ -1,0 +1,310 @@
+"""``make gpu-check``: build with CUDA, test, look for bad accesses and races, and measure, on a machine with a GPU.
+
+``python python_tests/gpu_check.py test|bench|check`` needs the network for nothing. Results and logs go to the
+folder GPU_RESULTS (by default the results to bench/results and the logs to outputs/gpu-check). Exit status: 0, 1 where
+something failed, 2 where nothing could be run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL_SECONDS = 500.0
+BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS = 240.0, 180.0, 80.0, 230.0
+MARKS = "(needs_gpu or needs_cuda) and not slow"
+SANITIZER_ERROR = 86
+PROBE = "import torch; print(float(torch.ones(8, device='cuda').sum()))"
+
+
+class Outcome(NamedTuple):
+    """How a step ended: its name, seconds, whether it failed, and a few words."""
+
+    name: str
+    seconds: float
+    failed: bool
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.name:12} {self.seconds:5.0f} s  {'FAILED  ' if self.failed else ''}{self.words}"
+
+
+class Finished(NamedTuple):
+    """A process that has ended: exit status (None where it was stopped), and what it printed."""
+
+    status: int | None
+    output: str
+
+
+class Check:
+    """One run: where its files go and when it must have ended.
+
+    Args:
+        results: folder of the JSON.
+        logs: folder of everything else.
+        seconds: for all steps together.
+    """
+
+    def __init__(self, results: Path, logs: Path, seconds: float = TOTAL_SECONDS) -> None:
+        self.results, self.logs = results, logs
+        self.end = time.monotonic() + seconds
+        for folder in (results, logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def seconds(self, most: float) -> float:
+        """How long a step may take."""
+        return max(min(most, self.end - time.monotonic()), 1.0)
+
+    def run(
+        self, commands: Sequence[Sequence[str]], log: str, most: float, **variables: str
+    ) -> list[Finished]:
+        """Run commands beside each other, stop what takes too long, and write what they print to a log."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **variables}
+        end = time.monotonic() + self.seconds(most)
+        found = []
+        files = [self.logs / f".{log}.{i}" for i in range(len(commands))]
+        started = [_start(command, file, environment) for command, file in zip(commands, files, strict=True)]
+        for process, file in zip(started, files, strict=True):
+            status = _wait(process, end)
+            found.append(Finished(status, file.read_text(errors="replace")))
+            file.unlink()
+        with (self.logs / log).open("a") as whole:
+            for command, finished in zip(commands, found, strict=True):
+                whole.write(f"$ {' '.join(command)}\n{finished.output}\nexit status {finished.status}\n\n")
+        return found
+
+    def build(self) -> Outcome:
+        """The package with its CUDA module, editable."""
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "-e",
+            ".",
+        ]
+        start = time.monotonic()
+        (done,) = self.run([[*pip, "-Cbuild-dir=build/gpu"]], "build.log", BUILD_SECONDS, CTM_FAST_CUDA="on")
+        words = "built" if done.status == 0 else _last(done)
+        return Outcome("build", time.monotonic() - start, done.status != 0, words)
+
+    def test(self, jobs: int) -> Outcome:
+        """All tests that need a GPU, in so many processes: Triton compiles for most of the time."""
+        start = time.monotonic()
+        commands = [pytest(MARKS, f"--shard={i}/{jobs}") for i in range(jobs)]
+        threads = str(max((os.cpu_count() or 1) // jobs, 1))
+        found = self.run(commands, "tests.log", TEST_SECONDS, **TEST_VARIABLES, OMP_NUM_THREADS=threads)
+        counts = counted(done.output for done in found)
+        stopped = sum(done.status is None for done in found)
+        failed = any(done.status not in (0, 5) for done in found)
+        words = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no tests"
+        for line in sorted(
+            {x for done in found for x in done.output.splitlines() if x.startswith(("FAILED", "ERROR"))}
+        ):
+            print(line)
+        if stopped:
+            words += f"; {stopped} of {jobs} processes stopped"
+        return Outcome("tests", time.monotonic() - start, failed or not counts.get("passed"), words)
+
+    def sanitize(self) -> list[Outcome]:
+        """The small tests again under compute-sanitizer; says so where it is missing or cannot open the device."""
+        start = time.monotonic()
+        tool = shutil.which("compute-sanitizer") or shutil.which(
+            "compute-sanitizer", path="/usr/local/cuda/bin"
+        )
+        if tool is None:
+            return [Outcome("sanitizer", 0.0, False, "left out: compute-sanitizer is not on PATH")]
+        base = [
+            tool,
+            "--error-exitcode",
+            str(SANITIZER_ERROR),
+            "--target-processes",
+            "application-only",
+            "--tool",
+        ]
+        probe = [*base, "memcheck", *TOOLS["memcheck"], sys.executable, "-c", PROBE]
+        (opened,) = self.run([probe], "sanitizer.log", SANITIZER_SECONDS / 2)
+        if opened.status != 0 or "ERROR SUMMARY: 0 errors" not in opened.output:
+            why = f"left out: compute-sanitizer cannot open the device: {_last(opened)}"
+            return [Outcome("sanitizer", time.monotonic() - start, False, why)]
+        commands = [[*base, name, *options, *pytest("sanitized")] for name, options in TOOLS.items()]
+        variables = {**TEST_VARIABLES, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        found = self.run(commands, "sanitizer.log", SANITIZER_SECONDS, **variables)
+        seconds = time.monotonic() - start
+        return [Outcome(name, seconds, *verdict(done)) for name, done in zip(TOOLS, found, strict=True)]
+
+    def bench(self, label: str) -> Outcome:
+        """The benchmark of the GPU, printed as it goes, and its table."""
+        start, path = time.monotonic(), self.results / f"{label}.json"
+        budget = self.seconds(BENCH_SECONDS)
+        command = [
+            sys.executable,
+            "-m",
+            "bench",
+            "--device",
+            "cuda",
+            f"--budget={budget:.0f}",
+            f"--out={path}",
+        ]
+        (done,) = self.run([command], "bench.log", budget + 60)
+        print(done.output, flush=True)
+        words = {0: f"written to {path}", None: "stopped"}.get(done.status, _last(done))
+        return Outcome("benchmark", time.monotonic() - start, done.status != 0, words)
+
+
+TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # and their own options
+TEST_VARIABLES = {"TRITON_INTERPRET": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def _start(command: Sequence[str], file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with file.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=dict(environment), process_group=0
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
+    """The exit status; None for a process that was stopped at ``end``, with what it had started."""
+    try:
+        return process.wait(timeout=max(end - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
+def _last(done: Finished) -> str:
+    lines = [line.strip() for line in done.output.splitlines() if line.strip()]
+    return lines[-1][:120] if lines else f"exit status {done.status}"
+
+
+def test_files() -> list[str]:
+    """The files with tests for a GPU: others may import what is not installed there."""
+    wanted = re.compile(r"needs_gpu|needs_cuda|sanitized|device: str")
+    files = sorted((ROOT / "python_tests").glob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in files if wanted.search(path.read_text())]
+
+
+def pytest(marks: str, *options: str) -> list[str]:
+    """A pytest command for these marks that needs no further plugin and whose warnings fail nothing."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "pytest_benchmark.plugin",
+        "-p",
+        "no:cacheprovider",
+    ]
+    return [*command, "-W", "default", "-m", marks, *options, *test_files()]
+
+
+def counted(outputs: Iterable[str]) -> dict[str, int]:
+    """Sums of the numbers in pytest's closing lines: {"passed": 10, "skipped": 2}."""
+    total: dict[str, int] = {}
+    for output in outputs:
+        last = next((line for line in reversed(output.splitlines()) if re.search(r" in [\d.]+s", line)), "")
+        for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last):
+            total[what.rstrip("s") if what == "errors" else what] = total.get(what, 0) + int(number)
+    return total
+
+
+def verdict(done: Finished) -> tuple[bool, str]:
+    """Whether a run under compute-sanitizer failed, and its summary."""
+    if done.status is None:
+        return False, "not finished in time"
+    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.output)
+    return done.status != 0, summary[-1] if summary and done.status in (0, SANITIZER_ERROR) else _last(done)
+
+
+def gpu_label() -> str:
+    """The GPU's name as a file name; empty where torch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
+
+
+def refusal(label: str) -> str:
+    """Why nothing can be run; empty where it can."""
+    if not label:
+        return f"{sys.executable} must have a torch that sees a GPU"
+    if shutil.which("nvcc") is None:
+        return "nvcc must be on PATH"
+    return ""
+
+
+def write_table(check: Check, label: str) -> list[str]:
+    """The Markdown table beside the logs; its targets, a line for every row, for the end of the output."""
+    sys.path.insert(0, str(ROOT))
+    from bench import gpu_render, results
+    from bench.render import duration, times
+    from bench.row import REFERENCE
+
+    path = check.results / f"{label}.json"
+    if not path.exists():
+        return []
+    found = results.read(path)
+    (check.logs / "table.md").write_text(gpu_render.markdown(found) + "\n")
+    lines = []
+    for row in found["rows"]:
+        if "refused" in row:
+            lines.append(f"{row['name']:36} refused")
+            continue
+        ratio = times(row["ratios"][REFERENCE]["median"])
+        lines.append(
+            f"{row['name']:36} {duration(row['seconds'][row['own']]):>9} {ratio:>7}  {gpu_render.targets(row)}"
+        )
+    return lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the halves named: "test", "bench", or "check" for both."""
+    if len(arguments) != 1 or arguments[0] not in ("test", "bench", "check"):
+        print("usage: gpu_check.py test|bench|check", file=sys.stderr)
+        return 2
+    label = gpu_label()
+    if reason := refusal(label):
+        print(f"gpu-check: {reason}", file=sys.stderr)
+        return 2
+    chosen = os.environ.get("GPU_RESULTS")
+    folders = (Path(chosen), Path(chosen)) if chosen else (ROOT / "bench/results", ROOT / "outputs/gpu-check")
+    return run(arguments[0], Check(*(folder.resolve() for folder in folders)), label)
+
+
+def run(half: str, check: Check, label: str) -> int:
+    """Build, then what was asked for; a failing half does not stop the other."""
+    found = [_shown(check.build())]
+    lines: list[str] = []
+    if not found[0].failed:
+        if half in ("test", "check"):
+            found.append(_shown(check.test(max(min((os.cpu_count() or 1) // 2, 8), 1))))
+            found += [_shown(outcome) for outcome in check.sanitize()]
+        if half in ("bench", "check"):
+            found.append(_shown(check.bench(label)))
+            lines = write_table(check, label)
+    print("", *lines, "", *found, f"logs in {check.logs}", sep="\n", flush=True)
+    return int(any(outcome.failed for outcome in found))
+
+
+def _shown(outcome: Outcome) -> Outcome:
+    print(outcome, flush=True)
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
