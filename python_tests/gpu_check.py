@@ -110,10 +110,8 @@ class Check:
         stopped = sum(done.status is None for done in found)
         failed = any(done.status not in (0, 5) for done in found)
         words = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no tests"
-        for line in sorted(
-            {x for done in found for x in done.output.splitlines() if x.startswith(("FAILED", "ERROR"))}
-        ):
-            print(line)
+        lines = (line for done in found for line in done.output.splitlines())
+        print(*sorted({line for line in lines if line.startswith(("FAILED", "ERROR"))}), sep="\n")
         if stopped:
             words += f"; {stopped} of {jobs} processes stopped"
         return Outcome("tests", time.monotonic() - start, failed or not counts.get("passed"), words)
@@ -265,10 +263,8 @@ def write_table(check: Check, label: str) -> list[str]:
         if "refused" in row:
             lines.append(f"{row['name']:36} refused")
             continue
-        ratio = times(row["ratios"][REFERENCE]["median"])
-        lines.append(
-            f"{row['name']:36} {duration(row['seconds'][row['own']]):>9} {ratio:>7}  {gpu_render.targets(row)}"
-        )
+        taken, ratio = duration(row["seconds"][row["own"]]), times(row["ratios"][REFERENCE]["median"])
+        lines.append(f"{row['name']:36} {taken:>9} {ratio:>7}  {gpu_render.targets(row)}")
     return lines
 
 

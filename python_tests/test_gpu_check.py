@@ -145,8 +145,8 @@ def test_a_failing_half_does_not_stop_the_other(check, monkeypatch, capsys, half
     monkeypatch.setattr(Check, "sanitize", lambda self: [Outcome("sanitizer", 3.0, False, "left out")])
     monkeypatch.setattr(Check, "bench", lambda self, label: Outcome("benchmark", 4.0, False, "written"))
     assert gpu_check.run(half, check, "toy") == (half != "bench")
-    table = capsys.readouterr().out.split("\n\n")[-1]
-    assert [line.split()[0] for line in table.splitlines()[:-1]] == steps
+    table = capsys.readouterr().out.rpartition("\n\n")[2]
+    assert [line.split()[0] for line in table.splitlines() if line][:-1] == steps
     assert ("FAILED  1 failed" in table) == (half != "bench")
 
 
