@@ -1,4 +1,7 @@
-"""``python -m bench.report [RESULTS]``: draw the README's table and figure from committed results."""
+"""``python -m bench.report [RESULTS]``: draw the README's tables and figure from committed results.
+
+Results of GPUs fill a table of their own; the figure is of a processor.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,34 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import results
+from bench import gpu_render, results
 from bench.render import markdown, times
 from bench.row import COMPILED, REFERENCE, STRONG
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-START, END = "<!-- bench:table -->", "<!-- /bench:table -->"
+TABLE, GPU_TABLE = "bench:table", "bench:gpu"  # names of the comments around them
+NO_GPU = "No GPU has been measured: `make gpu-check` on a machine with one writes the results this table is drawn from."
 COLOURS = {REFERENCE: "#31688e", STRONG: "#9fc5c9", COMPILED: "#e0a458"}
 TARGET_KEYS = {REFERENCE: "reference", STRONG: "strong"}
 
 Json = dict[str, Any]
 
 
-def put_table(readme: str, table: str) -> str:
+def put_table(readme: str, table: str, name: str = TABLE) -> str:
     """``readme`` with ``table`` between its markers; ``ValueError`` unless each is there once, in order."""
-    pattern = re.compile(f"{re.escape(START)}.*{re.escape(END)}", re.DOTALL)
-    if readme.count(START) != 1 or readme.count(END) != 1 or not pattern.search(readme):
-        raise ValueError(f"report: README must hold {START} and after it {END}, once each")
-    return pattern.sub(lambda _: f"{START}\n\n{table}\n\n{END}", readme)
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*{re.escape(end)}", re.DOTALL)
+    if readme.count(start) != 1 or readme.count(end) != 1 or not pattern.search(readme):
+        raise ValueError(f"report: README must hold {start} and after it {end}, once each")
+    return pattern.sub(lambda _: f"{start}\n\n{table}\n\n{end}", readme)
+
+
+def gpu_tables(folder: Path) -> str:
+    """A table for every GPU with results in ``folder``, or that there is none."""
+    found = [results.read(path) for path in sorted(folder.glob("*.json"))]
+    tables = [gpu_render.markdown(x) for x in found if results.of_gpu(x)]
+    return "\n\n".join(tables) or NO_GPU
 
 
 def _panels(rows: Sequence[Json]) -> list[tuple[str, list[Json]]]:
@@ -112,25 +124,31 @@ def write_figure(found: Json, path: Path) -> None:
 
 
 def default_results() -> Path:
-    """The only file under bench/results."""
-    found = sorted(RESULTS.glob("*.json"))
+    """The only file of a processor under bench/results."""
+    found = [path for path in sorted(RESULTS.glob("*.json")) if not results.of_gpu(results.read(path))]
     if len(found) != 1:
         raise ValueError(
-            f"report: RESULTS must be given unless {RESULTS} holds one file, it has {len(found)}"
+            f"report: RESULTS must be given unless {RESULTS} holds one file of a processor, it has {len(found)}"
         )
     return found[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write both; returns the exit status."""
+    """Write them; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("results", nargs="?", type=Path, help="the only file under bench/results by default")
+    parser.add_argument(
+        "results", nargs="?", type=Path, help="the only file of a processor under bench/results by default"
+    )
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--figure", type=Path, default=RESULTS / "figure.png")
     options = parser.parse_args(arguments)
     try:
-        found = results.read(options.results or default_results())
+        chosen = options.results or default_results()
+        found = results.read(chosen)
+        if results.of_gpu(found):
+            raise ValueError(f"report: RESULTS must be of a processor, got those of a GPU in {chosen}")
         text = put_table(options.readme.read_text(), markdown(found))
+        text = put_table(text, gpu_tables(RESULTS), GPU_TABLE)
         write_figure(found, options.figure)
         options.readme.write_text(text)
     except OSError as error:

@@ -46,6 +46,11 @@ def open_results(path: Path, machine: Json) -> Json:
     return results
 
 
+def of_gpu(results: Json) -> bool:
+    """Whether these are results of a GPU."""
+    return "gpu" in results["machine"]
+
+
 def put(results: Json, row: Json) -> None:
     """Add ``row``, or replace the one of the same name and thread count where it is."""
     for i, old in enumerate(results["rows"]):

@@ -188,7 +188,7 @@ def _last(done: Finished) -> str:
     return lines[-1][:120] if lines else f"exit status {done.status}"
 
 
-def test_files() -> list[str]:
+def files_for_gpus() -> list[str]:
     """The files with tests for a GPU: others may import what is not installed there."""
     wanted = re.compile(r"needs_gpu|needs_cuda|sanitized|device: str")
     files = sorted((ROOT / "python_tests").glob("test_*.py"))
@@ -197,17 +197,9 @@ def test_files() -> list[str]:
 
 def pytest(marks: str, *options: str) -> list[str]:
     """A pytest command for these marks that needs no further plugin and whose warnings fail nothing."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "pytest_benchmark.plugin",
-        "-p",
-        "no:cacheprovider",
-    ]
-    return [*command, "-W", "default", "-m", marks, *options, *test_files()]
+    plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider", "-o", "minversion=7"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins]
+    return [*command, "-W", "default", "-m", marks, *options, *files_for_gpus()]
 
 
 def counted(outputs: Iterable[str]) -> dict[str, int]:

@@ -157,14 +157,18 @@ def test_duration(seconds, expected):
     assert render.duration(seconds) == expected
 
 
-def test_report_draws_table_and_figure(tmp_path, capsys):
+EMPTY = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in (report.TABLE, report.GPU_TABLE))
+
+
+def test_report_draws_table_and_figure(tmp_path, capsys, monkeypatch):
     found, readme, figure = tmp_path / "toy.json", tmp_path / "README.md", tmp_path / "figure.png"
     losing = copy.deepcopy(MEASURED)
     losing["name"] = "train/losing B2"
     losing["ratios"]["reference"]["median"] = 0.5
     found.write_text(json.dumps({"machine": MACHINE, "rows": [MEASURED, losing, REFUSED]}))
-    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    arguments = [str(found), "--readme", str(readme), "--figure", str(figure)]
+    readme.write_text(f"before\n{EMPTY}after\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    arguments = ["--readme", str(readme), "--figure", str(figure)]
     for _ in range(2):
         assert report.main(arguments) == 0
         text = readme.read_text()
@@ -172,10 +176,13 @@ def test_report_draws_table_and_figure(tmp_path, capsys):
         assert text.endswith("after\n")
         assert "old" not in text
         assert "| train/losing B2 | 100 ms | 0.5x |" in text
+        assert report.NO_GPU in text
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("text", ["no markers", f"{report.END}{report.START}"], ids=["none", "wrong order"])
+@pytest.mark.parametrize(
+    "text", ["no markers", "<!-- /bench:table --><!-- bench:table -->"], ids=["none", "wrong order"]
+)
 def test_report_needs_its_markers(tmp_path, capsys, text):
     found, readme = tmp_path / "toy.json", tmp_path / "README.md"
     found.write_text(json.dumps({"machine": MACHINE, "rows": [MEASURED]}))
@@ -184,6 +191,23 @@ def test_report_needs_its_markers(tmp_path, capsys, text):
         report.main([str(found), "--readme", str(readme), "--figure", str(tmp_path / "figure.png")])
     assert "README must hold" in capsys.readouterr().err
     assert readme.read_text() == text
+
+
+def test_report_draws_the_table_of_a_gpu_apart(tmp_path, capsys, monkeypatch):
+    readme, figure = tmp_path / "README.md", tmp_path / "figure.png"
+    gpu = {**MACHINE, "gpu": "Toy GPU", "gpu_memory_gb": 9, "multiprocessors": 3}
+    (tmp_path / "cpu.json").write_text(json.dumps({"machine": MACHINE, "rows": [MEASURED]}))
+    (tmp_path / "gpu.json").write_text(json.dumps({"machine": gpu, "rows": [REFUSED]}))
+    readme.write_text(EMPTY)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.main(["--readme", str(readme), "--figure", str(figure)]) == 0
+    first, second = readme.read_text().split("<!-- bench:gpu -->")
+    assert "Toy GPU (3 multiprocessors, 9 GB)" in second
+    assert "train/big B512" in second
+    assert "Toy GPU" not in first
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(tmp_path / "gpu.json"), "--readme", str(readme), "--figure", str(figure)])
+    assert "RESULTS must be of a processor" in capsys.readouterr().err
 
 
 def test_report_without_results(tmp_path, capsys):

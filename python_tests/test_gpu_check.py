@@ -79,7 +79,7 @@ def test_testing_in_shards(check, monkeypatch, capsys, second, failed, words):
     commands = stand_in(monkeypatch, Finished(0, PASSED), second)
     found = check.test(2)
     assert (found.failed, found.words) == (failed, words)
-    assert [command[-len(gpu_check.test_files()) - 1] for command in commands] == [
+    assert [command[-len(gpu_check.files_for_gpus()) - 1] for command in commands] == [
         "--shard=0/2",
         "--shard=1/2",
     ]

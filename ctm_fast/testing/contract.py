@@ -73,7 +73,8 @@ class OpCase:
         op = OPS[self.op]
         found = op.run(*self.placed(inputs, backend).values(), **self.options, backend=backend)
         outputs = found if isinstance(found, tuple) else (found,)
-        return {name: y.cpu() for name, y in zip(op.outputs, outputs, strict=True)}
+        back = outputs if self.device == "cpu" else tuple(y.cpu() for y in outputs)
+        return dict(zip(op.outputs, back, strict=True))
 
     def evaluate(self, inputs: Inputs, backend: str | None = None) -> dict[str, Tensor]:
         """Outputs, and gradients of floating-point arguments as ``"d " + name`` for one fixed cotangent."""
