@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 500.0
 BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS = 240.0, 180.0, 80.0, 230.0
 MARKS = "(needs_gpu or needs_cuda) and not slow"
+SANITIZED = "sanitized and (needs_gpu or needs_cuda)"
 SANITIZER_ERROR = 86
 PROBE = "import torch; print(float(torch.ones(8, device='cuda').sum()))"
 
@@ -137,7 +138,7 @@ class Check:
         if opened.status != 0 or "ERROR SUMMARY: 0 errors" not in opened.output:
             why = f"left out: compute-sanitizer cannot open the device: {_last(opened)}"
             return [Outcome("sanitizer", time.monotonic() - start, False, why)]
-        commands = [[*base, name, *options, *pytest("sanitized")] for name, options in TOOLS.items()]
+        commands = [[*base, name, *options, *pytest(SANITIZED)] for name, options in TOOLS.items()]
         variables = {**TEST_VARIABLES, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         found = self.run(commands, "sanitizer.log", SANITIZER_SECONDS, **variables)
         seconds = time.monotonic() - start
