@@ -146,8 +146,7 @@ def _timed(row: Row, case: Any, compiled: Provider, mode: str, gpu: Gpu) -> Json
     """Ratio to what stands for ctm_fast in this row, seconds per tick, error."""
     expected = [x.clone() for x in case.providers[REFERENCE].check()]
     error = agreed(name_of(mode), expected, compiled.check())
-    if row.graphs:
-        add_graphs(case, {}, gpu)
+    add_graphs(row, case, {}, gpu)
     own = headline(case)
     case.providers[own].check()
     samples = sampled({own: case.providers[own], COMPILED: compiled}, row, EFFORT, gpu)

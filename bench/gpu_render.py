@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.gpu_compiled import MODES, name_of
-from bench.gpu_row import GRAPH_REFERENCE
+from bench.gpu_row import CAPTURED, GRAPH_REFERENCE
 from bench.render import duration, mark, padded, table, times
 from bench.row import OWN, REFERENCE, STRONG
 
@@ -23,7 +23,7 @@ COLUMNS = (
     "kept",
     "target",
 )
-WIDTHS = (36, 9, 10, 12, 18, 15, 23, 18, 20, 18, 18, 0)
+WIDTHS = (36, 16, 10, 12, 18, 15, 23, 18, 20, 18, 18, 0)
 
 
 def cells(row: Json) -> list[str]:
@@ -33,7 +33,7 @@ def cells(row: Json) -> list[str]:
     baselines = (REFERENCE, STRONG, GRAPH_REFERENCE, *map(name_of, MODES))
     return [
         row["name"],
-        duration(row["seconds"][row["own"]]),
+        duration(row["seconds"][row["own"]]) + (" captured" if row["own"] == CAPTURED else ""),
         *(_ratio(row, baseline) for baseline in baselines),
         _cold(row),
         f"{row['floor']['share']:.0%} ({row['floor']['of']})",
@@ -115,10 +115,10 @@ def markdown(results: Json) -> str:
     rows = results["rows"]
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     note = (
-        "ctm_fast: median time by CUDA events with warm caches, of a tick (`nlm-`), a memory's step, a training step "
-        "or an inference; at batch 1 as a CUDA graph. Baselines: how many times longer they take. Cold L2: the time "
-        "with the second-level cache overwritten before, and the reference's ratio. Share of floor: the least time at "
-        "this machine's own float32 sgemm or copy, over the time taken. Peak: most memory allocated in a call, "
+        "ctm_fast: median time by CUDA events with warm caches, of a tick (`nlm-`), a memory's step, a training step or "
+        "an inference (captured: under `ctm_fast.capture`). Baselines: how many times longer they take. Cold L2: the "
+        "time with the second-level cache overwritten before, and the reference's ratio. Share of floor: the least time "
+        "at this machine's own float32 sgemm or copy, over the time taken. Peak: most memory allocated in a plain call, "
         "parameters left out, and its ratio to the reference's; kept: what a forward holds for backward. "
         f"Commit {commits}."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def measure(row: Row, seed: int, effort: timing.Effort, gpu: Gpu) -> Json:
             return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
         checked = check(case)
         memory = {"kept": _kept(case, effort, gpu), "peak": _peak(case, gpu)}
-        failed = add_graphs(case, checked.errors, gpu) if row.graphs else {}
+        failed = add_graphs(row, case, checked.errors, gpu)
         rates = gpu.rates()
         samples = sampled(case.providers, row, effort, gpu)
     own = headline(case)
@@ -66,12 +66,14 @@ def _peak(case: Case, gpu: Gpu) -> dict[str, int]:
     return found
 
 
-def add_graphs(case: Case, errors: dict[str, float], gpu: Gpu) -> dict[str, str]:
-    """Add CUDA graphs of the reference and of ctm_fast as providers; why those that are missing failed."""
-    makers = {
-        GRAPH_REFERENCE: lambda: gpu.graphed(case.providers[REFERENCE].run),
-        GRAPH_OWN: lambda: gpu.graphed(case.providers[OWN].run),
-    }
+def add_graphs(row: Row, case: Case, errors: dict[str, float], gpu: Gpu) -> dict[str, str]:
+    """Add CUDA graphs as providers: of the reference and of ctm_fast where the row has them, and what
+    ``ctm_fast.capture`` gives; why those that are missing failed.
+    """
+    makers: dict[str, Callable[[], Provider]] = {}
+    if row.graphs:
+        makers[GRAPH_REFERENCE] = lambda: gpu.graphed(case.providers[REFERENCE].run)
+        makers[GRAPH_OWN] = lambda: gpu.graphed(case.providers[OWN].run)
     if case.captured is not None and getattr(ctm_fast, "capture", None) is not None:
         makers[CAPTURED] = case.captured
     expected = [x.clone() for x in case.providers[REFERENCE].check()]
@@ -79,19 +81,19 @@ def add_graphs(case: Case, errors: dict[str, float], gpu: Gpu) -> dict[str, str]
     for name, make in makers.items():
         try:
             provider = make()
+            found = provider.check()
+            provider.run()
         except (RuntimeError, ValueError, TypeError) as error:
             failed[name] = f"not captured: {error}".splitlines()[0]
             continue
-        errors[name] = agreed(name, expected, provider.check())
+        errors[name] = agreed(name, expected, found)
         case.providers[name] = provider
     return failed
 
 
 def headline(case: Case) -> str:
-    """The provider that stands for ctm_fast: at batch 1 what a user captures, else the plain call."""
-    if case.captured is None:
-        return OWN
-    return next(name for name in (CAPTURED, GRAPH_OWN, OWN) if name in case.providers)
+    """The provider that stands for ctm_fast: of models the captured one, else the plain call."""
+    return CAPTURED if CAPTURED in case.providers else OWN
 
 
 def sampled(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -146,9 +146,16 @@ class Problem:
         )
 
     def captured(self) -> Provider:
-        """Inference in a CUDA graph by ``ctm_fast.capture``."""
-        replay = ctm_fast.capture(self.model, *self.inputs)
-        return inferred(lambda: replay(*self.inputs))
+        """The work in CUDA graphs by ``ctm_fast.capture``; the comparison, without dropout, has graphs of its own."""
+        timed, compared = (self._twin().provider(_own) for _ in range(2))
+        return Provider(timed.run, compared.check)
+
+    def _twin(self) -> Problem:
+        """The same problem on a captured copy of the model."""
+        twin = copy(self)
+        twin.model = ctm_fast.capture(deepcopy(self.pristine), *self.inputs)
+        twin.leaves = [*twin.model.parameters(), *(x for x in self.inputs if x.requires_grad)]
+        return twin
 
     def _step(self, forward: Forward) -> None:
         self._backward(self.loss(self.model, forward(self.model, *self.inputs)))
@@ -182,7 +189,7 @@ def case(config: Config, batch: int, training: bool, own: Forward = _own) -> Cas
         estimate=p.kept_estimate if training and config.kind != "rl" else None,
         excluded=storages_of([*p.pristine.parameters(), *p.pristine.buffers()]),
         leaves=p.leaves,
-        captured=None if training else p.captured,
+        captured=p.captured,
     )
 
 

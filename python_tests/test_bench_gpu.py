@@ -40,6 +40,11 @@ def _little_work(monkeypatch):
     monkeypatch.setattr(gpu_run, "QUICK", EFFORT)
 
 
+@pytest.fixture(autouse=True)
+def _captures_nothing(monkeypatch):
+    monkeypatch.setattr(ctm_fast, "capture", None, raising=False)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """Two rows of a GPU that take no time."""
@@ -103,15 +108,23 @@ def test_training_of_models(config):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_captured_model_stands_for_the_package(monkeypatch):
-    monkeypatch.setattr(ctm_fast, "capture", lambda model, *inputs: model, raising=False)
-    found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu())
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: config.title)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "infer"])
+def test_a_captured_model_stands_for_the_package(training, config, monkeypatch):
+    captured = []
+    monkeypatch.setattr(
+        ctm_fast, "capture", lambda model, *inputs: captured.append(model) or model, raising=False
+    )
+    found = gpu_row.measure(model_row(training, config, graphs=not training), 0, EFFORT, fake_gpu())
     assert found["own"] == gpu_row.CAPTURED
-    assert {REFERENCE, OWN, gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN} <= set(found["ratios"])
+    assert found["errors"][gpu_row.CAPTURED] < 1e-4
+    assert len({id(model) for model in captured}) == 2
+    graphs = set() if training else {gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN}
+    assert set(found["ratios"]) == {REFERENCE, STRONG, OWN, *graphs}
+    assert " captured" in gpu_render.line(found)
 
 
 def test_what_cannot_be_captured_says_why(monkeypatch):
-    monkeypatch.setattr(ctm_fast, "capture", None, raising=False)
     found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu(refuses=True))
     why = "not captured: operation not permitted when stream is capturing"
     assert found["failed"] == {gpu_row.GRAPH_REFERENCE: why, gpu_row.GRAPH_OWN: why}
