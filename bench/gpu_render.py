@@ -115,11 +115,11 @@ def markdown(results: Json) -> str:
     rows = results["rows"]
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     note = (
-        "ctm_fast: median time by CUDA events with warm caches, of a tick (`nlm-`), a memory's step, a training step or "
-        "an inference (captured: under `ctm_fast.capture`). Baselines: how many times longer they take. Cold L2: the "
-        "time with the second-level cache overwritten before, and the reference's ratio. Share of floor: the least time "
-        "at this machine's own float32 sgemm or copy, over the time taken. Peak: most memory allocated in a plain call, "
-        "parameters left out, and its ratio to the reference's; kept: what a forward holds for backward. "
+        "ctm_fast: median time by CUDA events with warm caches, of a tick (`nlm-`), a memory's step, a training step "
+        "or an inference (captured: under `ctm_fast.capture`). Baselines: how many times longer they take. Cold L2: "
+        "the time with the second-level cache overwritten before, and the reference's ratio. Share of floor: the "
+        "least time at this machine's own float32 sgemm or copy, over the time taken. Peak: most memory allocated in "
+        "a plain call, parameters left out, and its ratio to the reference's; kept: what a forward holds for backward. "
         f"Commit {commits}."
     )
     return "\n\n".join((machine_line(results["machine"]) + ".", table(COLUMNS, map(cells, rows)), note))
