@@ -51,7 +51,7 @@ def warm_up(run: Callable[[], None], _: torch.device, times: int) -> None:
         run()
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "cpu":
         monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
