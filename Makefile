@@ -12,6 +12,8 @@
 SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	$$p -c '$(SUITABLE)' >/dev/null 2>&1 && echo $$p && break; done)
+# Of the GPU's targets: the one whose torch sees it, venv or not.
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
@@ -46,7 +48,7 @@ lint: $(VENV)/dev
 # These use the interpreter that is there, with its own CUDA build of torch, rather than a new .venv. Results and logs
 # go to GPU_RESULTS where it is given.
 gpu-check gpu-test gpu-bench:
-	@$(PYTHON) python_tests/gpu_check.py $(@:gpu-%=%)
+	@$(GPU_PYTHON) python_tests/gpu_check.py $(@:gpu-%=%)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 import traceback
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ class _Run:
                 print(f"{row.name}: {type(error).__name__}: {error}; not timed", flush=True)
                 continue
             finally:
+                gc.collect()
                 self.gpu.cuda.empty_cache()
             self.keep(result)
             done.append(result)

@@ -22,7 +22,9 @@ SIZES = {"one": (1, 1), "odd": (3, 5), "one-tile": (33, 6), "two-tiles": (65, 3)
 MODELS = {"parity": (25, 16), "cifar10": (15, 64), "sort": (25, 4), "mazes": (25, 32), "rl": (50, 4)}
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
+@pytest.fixture(
+    params=["emulated", pytest.param("cuda", marks=[pytest.mark.needs_cuda, pytest.mark.sanitized])]
+)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the kernel runs: "cuda", or "cpu" with the emulation in the place of the GPU."""
     if request.param == "cuda":

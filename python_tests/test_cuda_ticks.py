@@ -125,6 +125,7 @@ def test_result_depends_on_no_launch(
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("value", HARD.values(), ids=HARD)
 def test_hard_values_come_out_as_published(value: float, device: str) -> None:
     model, inputs = build("base", batch=2)

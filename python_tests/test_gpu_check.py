@@ -137,7 +137,7 @@ def test_verdicts(done, expected):
 @pytest.mark.parametrize(
     ("half", "steps"),
     [("test", ["build", "tests", "sanitizer"]), ("bench", ["build", "benchmark"]),
-     ("check", ["build", "tests", "sanitizer", "benchmark"])],
+     ("check", ["build", "tests", "benchmark", "sanitizer"])],
 )  # fmt: skip
 def test_a_failing_half_does_not_stop_the_other(check, monkeypatch, capsys, half, steps):
     monkeypatch.setattr(Check, "build", lambda self: Outcome("build", 1.0, False, "built"))
@@ -161,6 +161,38 @@ def test_the_benchmark_is_told_where_and_how_long(check, monkeypatch, capsys):
     assert not check.bench("nvidia-h200").failed
     assert check.bench("nvidia-h200").words == "broken"
     assert commands[0][-2:] == ["--budget=230", f"--out={check.results / 'nvidia-h200.json'}"]
+
+
+NOT_THERE = (
+    "accelerate",
+    "gymnasium",
+    "huggingface_hub",
+    "imageio",
+    "matplotlib",
+    "psutil",
+    "safetensors",
+    "tqdm",
+    "tyro",
+)
+COLLECTS = """
+import sys
+for name in {names}: sys.modules[name] = None
+import pytest, bench.__main__, bench.gpu_compiled, gpu_check
+from bench.table import find_rows
+assert find_rows([], device="cuda")
+sys.exit(pytest.main(gpu_check.pytest(gpu_check.MARKS, "--collect-only")[3:]))
+"""
+
+
+def test_torch_triton_and_pytest_are_enough():
+    """Nothing on the way to a GPU's tests and rows imports another package."""
+    code = COLLECTS.format(names=NOT_THERE)
+    environment = {**os.environ, **gpu_check.TEST_VARIABLES, "PYTHONPATH": f"{ROOT}:{ROOT / 'python_tests'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_gpu_ops.py::test_other_streams[nlm-deep]" in done.stdout
 
 
 def make(target, folder, **variables):
