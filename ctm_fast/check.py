@@ -110,7 +110,7 @@ def _gradients(tried: nn.Module, inputs: list[Any], found: dict[str, Any]) -> di
     if not outputs or not leaves:
         return {}
     generator = torch.Generator().manual_seed(1)
-    upward = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+    upward = [torch.randn(y.shape, generator=generator, device="cpu").to(y) for y in outputs]
     grads = torch.autograd.grad(
         outputs, list(leaves.values()), upward, allow_unused=True, materialize_grads=True
     )

@@ -191,3 +191,13 @@ def test_strides_move_along(case: OpCase, device: str) -> None:
     for x in case.inputs().values():
         wide = x.new_zeros(*x.shape, 2)[..., 0]
         assert moved(wide, device).stride() == wide.stride()
+
+
+@cases([case for case in SMALL if case.op in ("nlm", "sync", "ntm_step", "ntm_sequence", "dnc_link")])
+def test_the_default_device_does_not_show(case: OpCase) -> None:
+    """After ``torch.set_default_device("cuda")`` the ops on the CPU still make their tensors there."""
+    inputs = case.inputs()
+    expected = case.evaluate(inputs)
+    with torch.device("meta"):
+        found = case.evaluate(inputs)
+    assert_equal(found, expected)

@@ -66,7 +66,7 @@ class LoopBackward:
     def _all_inputs(self) -> Tensor:
         """What the synapses read at every tick besides z, (T, B, d)."""
         if self.attention is None:
-            index = torch.tensor([-1 - i for i in self.loop.inputs])
+            index = torch.tensor([-1 - i for i in self.loop.inputs], device=self.given.device)
             return self.given[index]
         attended = self.attention.out(self.heads.flatten(0, 1)).view(self.ticks, self.batch, self.width)
         for t, i in enumerate(self.loop.inputs):

@@ -267,7 +267,7 @@ def move(module: nn.Module) -> None:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)
             if "decay_params" in name:
                 parameter.copy_(MOVED_DECAY + MOVED_DECAY_SPREAD * noise)
             else:
@@ -300,7 +300,7 @@ def _gives_the_same(
     except Exception:  # whatever a foreign module does not let itself be copied for
         return False
     move(copied)
-    x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(2, *width, generator=torch.Generator().manual_seed(0), device="cpu").double()
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         found = plan(copied)(x)
         return all(_close(_in_mode(copied, x, train), found) for train in (False, True))

@@ -91,9 +91,8 @@ class OpCase:
 def cotangents(outputs: Iterable[Tensor]) -> list[Tensor]:
     """Gradients to start a backward pass from; exact in bfloat16, so the same numbers in every dtype."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        torch.randn(y.shape, generator=generator).to(torch.bfloat16).to(y.device, y.dtype) for y in outputs
-    ]
+    drawn = ((y, torch.randn(y.shape, generator=generator, device="cpu")) for y in outputs)
+    return [x.to(torch.bfloat16).to(y.device, y.dtype) for y, x in drawn]
 
 
 def moved(x: Tensor, device: str) -> Tensor:

@@ -127,7 +127,7 @@ def _forward(
         run.ponder,
         run.steps,
         *run.rows.first(end),
-        torch.tensor(spans).long().view(-1, 3),
+        torch.tensor(spans, dtype=torch.int64, device=inputs.device).view(-1, 3),
     )
 
 

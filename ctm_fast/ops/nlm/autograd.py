@@ -63,7 +63,7 @@ def pack(
     """Weights in the kernels' blocked layout, divided by t1 and t2: one flat tensor of the compute dtype."""
     held, weights = _unpacked(w1, b1, t1, w2, b2, t2)
     code, shape = CODES[held[0].dtype], shape_of(0, w1, w2)
-    packed = empty(torch.empty(0, dtype=held[0].dtype), kernels().nlm_packed_size(code, shape))
+    packed = empty(held[0].detach(), kernels().nlm_packed_size(code, shape))
     kernels().nlm_pack(code, shape, *weights, packed.data_ptr(), threads())
     return packed
 
@@ -144,7 +144,7 @@ def _backward(
     t2: Tensor | None, dropout: float, seed: Tensor | None, want_history: bool, want_weights: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     packed = pack(w1, b1, t1, w2, b2, t2)
-    dx = torch.zeros(history.shape, dtype=packed.dtype) if want_history else None
+    dx = packed.new_zeros(history.shape) if want_history else None
     dpacked = zeros(packed, *packed.shape) if want_weights else None
     shape = shape_of(history.shape[0], w1, w2)
     dz = grad.to(packed.dtype).contiguous()
