@@ -42,6 +42,7 @@ class _Pairs(NamedTuple):
     """Indices of pairs, and what they were made from."""
 
     source: tuple[int, ...]
+    right: weakref.ref[Tensor]
     made: tuple[Tensor, Tensor]
 
 
@@ -56,10 +57,11 @@ def pairs(model: Any, kind: str, offset: int = 0) -> tuple[Tensor, Tensor]:
         return _pairs(left, right, dense, offset)
     if left.is_inference() or right.is_inference():
         return _pairs(left, right, dense, offset)
-    source = (left._version, id(right), right._version, dense, offset)
+    source = (left._version, right._version, dense, offset)
     known = _known_pairs.get(left)
-    if known is None or known.source != source:
-        known = _known_pairs[left] = _Pairs(source, _pairs(left, right, dense, offset))
+    if known is None or known.source != source or known.right() is not right:
+        known = _Pairs(source, weakref.ref(right), _pairs(left, right, dense, offset))
+        _known_pairs[left] = known
     return known.made
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctm_fast import ops
 from ctm_fast.ops.sync import reference
+from ctm_fast.ops.sync.arguments import gather_plan
 from ctm_fast.testing import CASES, OpCase, cotangents, leaf
 from ctm_fast.testing.sync import sync_inputs
 
@@ -285,3 +286,13 @@ def test_one_index_for_both_sides_compiles() -> None:
         )
         found = torch.autograd.grad(compiled(z), z)
     torch.testing.assert_close(found, torch.autograd.grad(ops.sync(z, index, index, decay)[0].sum(), z))
+
+
+def test_the_plan_of_the_gather_is_kept_until_an_index_changes() -> None:
+    left, right = torch.tensor([0, 2, 2], dtype=torch.int32), torch.tensor([1, 1, 2], dtype=torch.int32)
+    first = gather_plan(left, right, 4)
+    assert gather_plan(left, right, 4) is first and gather_plan(left, right.clone(), 4) is not first
+    assert first.starts.tolist() == [0, 1, 3, 6, 6]
+    assert first.pair.tolist() == [0, 0, 1, 1, 2, 2] and first.other.tolist() == [1, 0, 2, 1, 2, 2]
+    left[0] = 3
+    assert gather_plan(left, right, 4).starts.tolist() == [0, 0, 2, 5, 6]

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ctm_fast.ops.sync import reference
-from ctm_fast.ops.sync.arguments import checked_pairs
+from ctm_fast.ops.sync.arguments import checked_pairs, gather_plan
 from ctm_fast.ops.triton import block, device_of
 
 MOST_PAIRS = 256
@@ -208,16 +208,10 @@ def _gathered(products: Tensor, z: Tensor, left: Tensor, right: Tensor) -> Tenso
     """Gradients (T, B, D) of the activations from those of the pairs' products (T, B, P)."""
     ticks, batch, neurons = z.shape
     pairs = left.shape[0]
-    dz = z.new_empty(ticks, batch, neurons)
-    own, order = torch.sort(torch.cat((left, right)), stable=True)
-    starts = torch.searchsorted(
-        own, torch.arange(neurons + 1, device=z.device, dtype=own.dtype), out_int32=True
-    )
-    other = torch.cat((right, left))[order]
+    dz, plan = z.new_empty(ticks, batch, neurons), gather_plan(left, right, neurons)
     size = block(neurons, 32, MOST_NEURONS)
     with device_of(z):
         gather_kernel[ticks * batch, triton.cdiv(neurons, size)](
-            products, z, dz, starts, (order % pairs).to(torch.int32), other, batch, neurons, pairs, *z.stride(),
-            BLOCK=size,
+            products, z, dz, *plan, batch, neurons, pairs, *z.stride(), BLOCK=size,
         )  # fmt: skip
     return dz
