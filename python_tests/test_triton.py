@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ctm_fast import backend as backends
-from ctm_fast import ops
 from ctm_fast.testing import INTERPRETED, OPS, OpCase, breaches, leaf
-from ctm_fast.testing.compilation import ARCHITECTURES, kernels_of, words
+from ctm_fast.testing.compilation import ARCHITECTURES, kernels_of, module_of, words
 
 pytest.importorskip("triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,7 +51,9 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(resources: 
 
 @pytest.mark.parametrize("word", words())
 def test_every_kernel_is_listed(word: str) -> None:
-    tree = ast.parse((Path(ops.__file__).parent / word / "triton.py").read_text())
+    spec = importlib.util.find_spec(module_of(word))
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text())
     written = {x.name for x in tree.body if isinstance(x, ast.FunctionDef) and x.name.endswith("_kernel")}
     assert written == {kernel.name for kernel in kernels_of(word)}
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.attention import Attention
 from ctm_fast.loop.config import Loop, Parameters
-from ctm_fast.loop.synapses import SynapseGradients, Synapses
-from ctm_fast.ops.linear import Linear, outer
-from ctm_fast.ops.native import empty, kernels, zeros
-from ctm_fast.ops.nlm import autograd as nlm
-
-FUSED_ROWS = 16  # with fewer rows a tick, weight gradients of the neuron-level models wait for all ticks
+from ctm_fast.loop.parts import loop_parts
+from ctm_fast.ops.native import empty, zeros
+from ctm_fast.ops.nlm.autograd import loop_arguments, window_strides
 
 
 class LoopBackward:
@@ -30,14 +26,16 @@ class LoopBackward:
         self.given, self.z, self.history, self.heads = given, z, history, heads
         self.ticks, (_, self.batch, self.neurons) = loop.ticks, z.shape
         self.memory = history.shape[0] - self.ticks
-        self.attention = Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
+        self.parts = loop_parts(loop.backend, z.device)
+        has = p.attention is not None
+        self.attention = self.parts.attention(loop, p.attention, keys, values, z) if has else None  # type: ignore[arg-type]
         self.width = p.synapses[loop.stages[0].linear].shape[1] - self.neurons
         forward_ticks = 0 if linear else self.ticks  # without a forward to repeat nothing is packed for it
-        self.synapses = Synapses(
+        self.synapses = self.parts.synapses(
             loop.stages, list(p.synapses), self.width, loop.seed, self.batch, forward_ticks
         )
-        self.gradients = SynapseGradients(self.synapses, self.ticks)
-        self.packed, self.nlm_shape, self.strides = nlm.loop_arguments(p.nlm, self.batch, self.neurons)
+        self.gradients = self.parts.gradients(self.synapses, self.ticks)
+        self.packed, self.nlm_shape = loop_arguments(self.parts.nlm, p.nlm, self.batch)
         self.dpacked = zeros(self.packed, *self.packed.shape)
         if self.attention:
             self._recompute_queries()
@@ -52,9 +50,9 @@ class LoopBackward:
         a.synchronisation(0, self.ticks, a.zeros(), self.action)
         self.projected, q = a.queries(self.action.flatten(0, 1))
         self.q = q.view(self.ticks, self.batch, self.width)
-        self.from_out = Linear(a.w.out.t(), None, self.batch, self.ticks)
-        self.from_query = Linear(a.query.weight.t(), None, self.batch, self.ticks)
-        self.from_project = Linear(a.w.q_proj.t(), None, self.batch, self.ticks)
+        self.from_out = a.linear(a.w.out.t(), None, self.batch, self.ticks)
+        self.from_query = a.linear(a.query.weight.t(), None, self.batch, self.ticks)
+        self.from_project = a.linear(a.w.q_proj.t(), None, self.batch, self.ticks)
         self.dq, self.dheads = torch.zeros_like(self.q), torch.zeros_like(self.q)
         self.daction, self.dattended = torch.zeros_like(self.action), torch.zeros_like(self.q)
         tokens = self.ticks, self.batch, self.loop.heads * a.tokens
@@ -66,8 +64,7 @@ class LoopBackward:
     def _all_inputs(self) -> Tensor:
         """What the synapses read at every tick besides z, (T, B, d)."""
         if self.attention is None:
-            index = torch.tensor([-1 - i for i in self.loop.inputs], device=self.given.device)
-            return self.given[index]
+            return torch.stack([self.given[-1 - i] for i in self.loop.inputs])
         attended = self.attention.out(self.heads.flatten(0, 1)).view(self.ticks, self.batch, self.width)
         for t, i in enumerate(self.loop.inputs):
             if i < 0:
@@ -83,7 +80,7 @@ class LoopBackward:
 
     def run(self, dz_all: Tensor | None, dhistory: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of keys, values, given, z0, start and all parameters."""
-        self.dhistory = zeros(self.z, *self.history.shape)
+        self.dhistory = self.parts.nlm.buffer(self.z, *self.history.shape).zero_()
         if dhistory is not None:
             self.dhistory += dhistory
         self.dz_kept = None if self._fused() else empty(self.z, self.ticks, self.batch, self.neurons)
@@ -100,16 +97,16 @@ class LoopBackward:
         return (keys, values, given, carry, self.dhistory[: self.memory], *self._parameters())
 
     def _fused(self) -> bool:
-        return self.batch >= FUSED_ROWS
+        return self.batch >= self.parts.fused_rows
 
     def _tick(self, t: int, dz: Tensor) -> Tensor:
         """One tick backwards: gradient of z[t + 1] -> of z[t], without what reaches z[t] from outside the loop."""
         if self.dz_kept is not None:
             self.dz_kept[t] = dz
         drop = self.loop.nlm_drop(t * self.batch)
-        nlm.run_backward(
-            self.nlm_shape, drop, self.packed, self.history[t + 1 :], self.strides, dz.contiguous(),
-            self.dhistory[t + 1 :], self.strides, self.dpacked if self._fused() else None,
+        self.parts.nlm.run_backward(
+            self.nlm_shape, drop, self.packed, self.history[t + 1 :], window_strides(self.history), dz.contiguous(),
+            self.dhistory[t + 1 :], window_strides(self.dhistory), self.dpacked if self._fused() else None,
         )  # fmt: skip
         attends = self.loop.inputs[t] >= 0
         dx, below = self.gradients.backward(
@@ -129,21 +126,11 @@ class LoopBackward:
         if dx is not None:
             self.dattended[t] = dx
             self.from_out(dx, self.dheads[t])
-            k = self.loop.inputs[t]
-            dropped = a.drop(t)[0] > 0.0
-            plain = self.scratch if dropped else self.weights[t]
-            kernels().attend_backward(
-                a.code, a.shape, a.drop(t), self.q[t].data_ptr(), self.width, a.keys[k].data_ptr(),
-                a.values[k].data_ptr(), self.dheads[t].data_ptr(), self.width, self.weights[t].data_ptr(),
-                plain.data_ptr(), self.dscores[t].data_ptr(), self.dq[t].data_ptr(), self.width, a.threads,
-            )  # fmt: skip
+            plain = self.scratch if a.drop(t)[0] > 0.0 else self.weights[t]
+            weights = self.weights[t], plain
+            a.attend_backward(t, self.q[t], self.dheads[t], weights, self.dscores[t], self.dq[t])
             self.from_project(self.from_query(self.dq[t]), self.daction[t])
-        kernels().sync_backward(
-            a.code, (1, self.batch, self.neurons, a.pairs, False), self.z[t].data_ptr(), (0, self.neurons),
-            a.left.data_ptr(), a.right.data_ptr(), a.r.data_ptr(), a.root[t].data_ptr(), 0, 0,
-            self.daction[t].data_ptr(), self.alpha_gradient.data_ptr(), dz.data_ptr(), (0, self.neurons), 0, 0,
-            a.threads,
-        )  # fmt: skip
+        a.synchronisation_backward(t, self.daction[t], self.alpha_gradient, dz)
 
     def _keys_values(self) -> tuple[Tensor | None, Tensor | None]:
         """Sums over the ticks as one batched product: dk = q^T ds, dv = dheads^T w, per head."""
@@ -158,12 +145,15 @@ class LoopBackward:
         return dkeys, dvalues
 
     def _over_ticks(self, left: Tensor, right: Tensor, ticks: list[int]) -> Tensor:
-        if len(ticks) < self.ticks:
-            left, right = left[ticks], right[ticks]
+        left, right = self._of(ticks, left), self._of(ticks, right)
         n, heads = len(ticks), self.loop.heads
         left = left.view(n, self.batch, heads, -1).permute(1, 2, 3, 0)
         right = right.view(n, self.batch, heads, -1).permute(1, 2, 0, 3)
         return torch.matmul(left, right).reshape(self.batch, self.width, -1)
+
+    def _of(self, ticks: list[int], x: Tensor) -> Tensor:
+        """``x`` (T, ...) of these ticks, without an index that a GPU would wait for."""
+        return x if len(ticks) == self.ticks else torch.stack([x[t] for t in ticks])
 
     def _parameters(self) -> tuple[Tensor | None, ...]:
         attention = self._attention_parameters() if self.attention else ()
@@ -178,13 +168,14 @@ class LoopBackward:
     def _nlm_parameters(self) -> tuple[Tensor, ...]:
         if self.dz_kept is not None:
             rows = self.ticks * self.batch
-            nlm.run_backward(
+            self.parts.nlm.run_backward(
                 (rows, *self.nlm_shape[1:]), self.loop.nlm_drop(0), self.packed,
-                self.history[1:], self.strides, self.dz_kept.flatten(0, 1), None, (0, 0, 0), self.dpacked,
+                self.history[1:], window_strides(self.history), self.dz_kept.flatten(0, 1), None, (0, 0, 0),
+                self.dpacked,
             )  # fmt: skip
         w1, _, t1, w2, _, t2 = (*self.p.nlm, None, None, None)[:6]
         assert w1 is not None and t1 is not None
-        return nlm.unpack(self.packed, self.dpacked, w1, t1, w2, t2)[: len(self.p.nlm)]
+        return self.parts.nlm.unpack(self.packed, self.dpacked, w1, t1, w2, t2)[: len(self.p.nlm)]
 
     def _attention_parameters(self) -> tuple[Tensor | None, ...]:
         a = self.attention
@@ -192,18 +183,12 @@ class LoopBackward:
         dq, projected = self.dq.flatten(0, 1), self.projected
         dprojected = self.from_query(dq)
         dout = self.dattended.flatten(0, 1)
-        dr, dbeta, alpha0, galpha = torch.empty_like(a.r), torch.zeros_like(a.r), a.zeros(), a.zeros()
-        shape = (self.ticks, self.batch, self.neurons, a.pairs, False)
-        kernels().sync_backward(
-            a.code, shape, self.z.data_ptr(), self.z.stride()[:2], a.left.data_ptr(), a.right.data_ptr(),
-            a.r.data_ptr(), a.root.data_ptr(), alpha0.data_ptr(), a.beta0.data_ptr(), self.daction.data_ptr(),
-            galpha.data_ptr(), 0, (0, 0), dr.data_ptr(), dbeta.data_ptr(), a.threads,
-        )  # fmt: skip
         attending = [t for t, i in enumerate(self.loop.inputs) if i >= 0]
-        heads = self.heads if len(attending) == self.ticks else self.heads[attending]
-        dheads = dout if len(attending) == self.ticks else self.dattended[attending].flatten(0, 1)
+        heads, dheads = (self._of(attending, x).flatten(0, 1) for x in (self.heads, self.dattended))
+        outer = self.parts.outer
         return (
             outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,
-            dq.sum(0) * a.scale, outer(dheads, heads.flatten(0, 1)), dout.sum(0),
-            -a.r * dr if max(attending, default=0) > 0 else None,  # nothing has decayed at the first tick
+            dq.sum(0) * a.scale, outer(dheads, heads), dout.sum(0),
+            # Nothing has decayed at the first tick.
+            a.decay_gradient(self.daction) if max(attending, default=0) > 0 else None,
         )  # fmt: skip

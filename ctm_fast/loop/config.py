@@ -6,12 +6,13 @@ Letters: T ticks, d input width, P action pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ctm_fast.loop.seed import Seed
 from ctm_fast.loop.synapses import Stage
-from ctm_fast.ops.native import NO_DROPOUT, Drop
+from ctm_fast.ops.native import NO_DROPOUT
 
 # Added to the seed: masks of different parts must not repeat each other. The synapses' layers count from 0.
 ATTENTION_STREAM, NLM_STREAM = 1001, 2002
@@ -61,9 +62,10 @@ class Loop:
     right: Tensor | None = None
     attention_dropout: float = 0.0
     nlm_dropout: float = 0.0
-    seed: int | None = None  # None outside training
+    seed: Seed | None = None  # None outside training
     recompute: bool = False  # keep no synapse activations
     track: bool = False
+    backend: str = "native"  # or "triton"
 
     @property
     def ticks(self) -> int:
@@ -73,15 +75,15 @@ class Loop:
     def attends(self) -> bool:
         return any(i >= 0 for i in self.inputs)
 
-    def attention_drop(self, first_row: int) -> Drop:
+    def attention_drop(self, first_row: int) -> Any:
         """The kernels' dropout arguments for the attention weights of rows from ``first_row``."""
         return self._drop(self.attention_dropout, ATTENTION_STREAM, first_row)
 
-    def nlm_drop(self, first_row: int) -> Drop:
+    def nlm_drop(self, first_row: int) -> Any:
         """The kernels' dropout arguments for the neuron-level models of rows from ``first_row``."""
         return self._drop(self.nlm_dropout, NLM_STREAM, first_row)
 
-    def _drop(self, p: float, stream: int, first_row: int) -> Drop:
+    def _drop(self, p: float, stream: int, first_row: int) -> Any:
         if self.seed is None or p == 0.0:
             return NO_DROPOUT
-        return (p, (self.seed + stream) & 0xFFFFFFFFFFFFFFFF, first_row)
+        return (p, self.seed.of(stream), first_row)

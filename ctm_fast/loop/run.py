@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ctm_fast import backend as backends
 from ctm_fast.loop import persistent, plan
 from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
+from ctm_fast.loop.seed import Seed
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import all_ticks
 from ctm_fast.ops.native import draw_seed
@@ -94,7 +95,8 @@ def run_ticks(
         recompute: keep no synapse activations for the backward, compute them again there.
     """
     stays = persistent.takes(z0)
-    planned = _plan(parts, z0, start, tokens, given) if stays or _native(z0) else None
+    backend = _looped(z0)
+    planned = _plan(parts, z0, start, tokens, given) if stays or backend else None
     if planned is None:
         return _call(parts, inputs, z0, start, tokens, given, track)
     parameters, stages, nlm_dropout = planned
@@ -103,11 +105,14 @@ def run_ticks(
     drops = attention_dropout > 0 or nlm_dropout > 0 or any(s.dropout > 0 for s in stages)
     loop = Loop(
         tuple(inputs), stages, attention.num_heads if attention is not None else 0, parts.left, parts.right,  # type: ignore[arg-type]
-        attention_dropout, nlm_dropout, int(draw_seed().item()) if drops else None, recompute, track,  # type: ignore[arg-type]
+        attention_dropout, nlm_dropout, _seed(backend, z0) if drops else None, recompute, track, backend or "",  # type: ignore[arg-type]
     )  # fmt: skip
     if stays:
         found = _stay(loop, parameters, attention, tokens, given, z0, start)
-        return _call(parts, inputs, z0, start, tokens, given, track) if found is None else found
+        if found is not None:
+            return found
+    if backend is None:
+        return _call(parts, inputs, z0, start, tokens, given, track)
     keys, values = _keys_values(attention, tokens, z0)
     given = given.contiguous() if given is not None else z0.new_zeros(0, z0.shape[0], 0)
     z, history, weights = all_ticks(
@@ -189,10 +194,22 @@ def say_nothing(synapses: nn.Module) -> None:
     _warned.add(synapses)
 
 
-def _native(x: Tensor) -> bool:
-    """Whether the native loop may run on tensors like this one; raises for a selected backend that cannot run."""
-    on_cpu = _fused(x) == "native" and x.device.type == "cpu"
-    return on_cpu and x.dtype in LOOP_DTYPES and not torch.is_autocast_enabled("cpu")
+def _looped(x: Tensor) -> str | None:
+    """The backend whose loop may run on tensors like this one, "native" or "triton"; raises for a selected backend
+    that cannot run. torch.compile sees no further than the launch of a Triton kernel.
+    """
+    name, kind = _fused(x), x.device.type
+    if x.dtype not in LOOP_DTYPES or torch.is_autocast_enabled(kind):
+        return None
+    if name == "triton":
+        return name if len(x) and not torch.compiler.is_compiling() else None
+    return name if kind == "cpu" else None
+
+
+def _seed(backend: str | None, x: Tensor) -> Seed:
+    """The seed of a forward's masks: on the GPU for Triton, whose kernels read it there."""
+    drawn = draw_seed(x.device if backend == "triton" else None)
+    return Seed(drawn if backend == "triton" else int(drawn.item()))
 
 
 def _fused(x: Tensor) -> str | None:

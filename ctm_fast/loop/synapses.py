@@ -8,12 +8,13 @@ would save is reduced to the output of every linear map. Letters: R rows (tick, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ctm_fast.ops.linear import Linear, outer
+from ctm_fast.loop.seed import Seed
+from ctm_fast.ops.linear import Linear, Product, outer
 from ctm_fast.ops.native import CODES, empty, kernels, threads
 
 INPUT = -1
@@ -66,6 +67,8 @@ class SynapsePlan(NamedTuple):
 class Synapses:
     """One forward's (and its backward's) view of a plan: parameters resolved to addresses, one seed per stage.
 
+    A subclass runs the parts between the linear maps elsewhere.
+
     Args:
         stages: the plan's stages.
         parameters: detached parameters, contiguous, float32 or float64.
@@ -74,23 +77,23 @@ class Synapses:
         batch, ticks: rows of a call and number of calls of the forward; no ticks, no forward.
     """
 
+    linear: type[Product] = Linear
+
     def __init__(
         self,
         stages: tuple[Stage, ...],
         parameters: list[Tensor],
         split: int,
-        seed: int | None,
+        seed: Seed | None,
         batch: int,
         ticks: int,
     ) -> None:
         self.stages, self.parameters, self.split, self.seed = stages, parameters, split, seed
-        self.code = CODES[parameters[0].dtype]
-        self.threads = threads()
         self.batch = batch
         first = parameters[stages[0].linear]
-        self.from_x = Linear(first[:, :split], None, batch, ticks if split else 0)
+        self.from_x = self.linear(first[:, :split], None, batch, ticks if split else 0)
         self.linears = [
-            Linear(
+            self.linear(
                 first[:, split:] if s.source == INPUT else parameters[s.linear],
                 parameters[s.linear + 1],
                 batch,
@@ -99,9 +102,15 @@ class Synapses:
             for s in stages
         ]
         self.widths = [parameters[s.norm].shape[0] for s in stages]
+        self.keep = [s for s in range(len(stages)) if any(other.skip == s for other in stages)]
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What the kernels are told at every tick."""
+        stages = self.stages
+        self.code, self.threads = CODES[self.parameters[0].dtype], threads()
         self.norms = [self._norm(s.norm, s.eps) for s in stages]
         self.outers = [self._norm(s.outer, s.outer_eps) if s.outer >= 0 else (0, 0, 0.0) for s in stages]
-        self.keep = [s for s in range(len(stages)) if any(other.skip == s for other in stages)]
 
     def _norm(self, index: int, eps: float) -> tuple[int, int, float]:
         return self.parameters[index].data_ptr(), self.parameters[index + 1].data_ptr(), eps
@@ -116,7 +125,11 @@ class Synapses:
         if self.seed is None or p == 0.0:
             return x
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        drop = (p, (self.seed + 2 * i + part) & 0xFFFFFFFFFFFFFFFF, first_row)
+        self.drop((p, self.seed.of(2 * i + part), first_row), x, out)
+        return out
+
+    def drop(self, drop: Any, x: Tensor, out: Tensor) -> None:
+        """``x`` (R, w) under the masks of (probability, seed, number of row 0) into ``out``."""
         kernels().dropout(
             self.code,
             tuple(x.shape),
@@ -127,7 +140,6 @@ class Synapses:
             out.stride(0),
             self.threads,
         )
-        return out
 
     def constant(self, x: Tensor) -> Tensor | None:
         """The part of the first linear map that an input ``x`` (B, split) gives at every tick, or None if dropout
@@ -204,9 +216,12 @@ class Synapses:
 class SynapseGradients:
     """The backward pass of a :class:`Synapses`: per tick down to the input, weights over all ticks at the end."""
 
+    linear: type[Product] = Linear
+    outer = staticmethod(outer)
+
     def __init__(self, synapses: Synapses, ticks: int) -> None:
         self.synapses = synapses
-        groups = kernels().ROW_GROUPS
+        groups = self.row_groups()
         self.norms = {
             index: tuple(synapses.parameters[index].new_zeros(groups, width) for _ in range(2))
             for stage, width in zip(synapses.stages, synapses.widths, strict=True)
@@ -214,9 +229,9 @@ class SynapseGradients:
             if index >= 0
         }
         first = synapses.parameters[synapses.stages[0].linear]
-        self.to_x = Linear(first[:, : synapses.split].t(), None, synapses.batch, ticks)
+        self.to_x = self.linear(first[:, : synapses.split].t(), None, synapses.batch, ticks)
         self.downward = [
-            Linear(
+            self.linear(
                 (first[:, synapses.split :] if s.source == INPUT else synapses.parameters[s.linear]).t(),
                 None,
                 synapses.batch,
@@ -224,6 +239,10 @@ class SynapseGradients:
             )
             for s in synapses.stages
         ]
+
+    def row_groups(self) -> int:
+        """Groups of rows that sum the norms' gradients apart."""
+        return int(kernels().ROW_GROUPS)
 
     def _norm(self, index: int) -> tuple[int, int]:
         weight, bias = self.norms[index]
@@ -296,9 +315,9 @@ class SynapseGradients:
                 continue
             if stage.source == INPUT:
                 out = empty(grads[i], *s.parameters[stage.linear].shape)
-                outer(grads[i], s.dropped(0, z, 0, 1), out[:, s.split :])
+                self.outer(grads[i], s.dropped(0, z, 0, 1), out[:, s.split :])
                 if x is not None and s.split:
-                    outer(grads[i], s.dropped(0, x, 0), out[:, : s.split])
+                    self.outer(grads[i], s.dropped(0, x, 0), out[:, : s.split])
                 result[stage.linear] = out
                 continue
             source = stage.source
@@ -308,5 +327,5 @@ class SynapseGradients:
                 s.pointwise(source, linear[source], skip, value)
             else:
                 value = kept[source]
-            result[stage.linear] = outer(grads[i], s.dropped(i, value, 0))
+            result[stage.linear] = self.outer(grads[i], s.dropped(i, value, 0))
         return result

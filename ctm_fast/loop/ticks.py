@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.attention import Attention
 from ctm_fast.loop.backward import LoopBackward
 from ctm_fast.loop.config import Loop, Parameters
+from ctm_fast.loop.parts import loop_parts
 from ctm_fast.loop.synapses import Synapses
 from ctm_fast.ops.grad import refuse_double_backward
 from ctm_fast.ops.native import empty
-from ctm_fast.ops.nlm import autograd as nlm
+from ctm_fast.ops.nlm.autograd import loop_arguments, window_strides
 
 
 def _forward_ticks(
@@ -36,16 +36,17 @@ def _forward_ticks(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Fills ``z`` and ``history``; returns heads' outputs, the linear maps' outputs and the attention weights."""
     ticks, (_, batch, neurons) = loop.ticks, z.shape
-    memory = history.shape[0] - ticks
-    attention = Attention(loop, p.attention, keys, values, z) if p.attention is not None else None
+    memory, parts = history.shape[0] - ticks, loop_parts(loop.backend, z.device)
+    attention = parts.attention(loop, p.attention, keys, values, z) if p.attention is not None else None
     width = p.synapses[loop.stages[0].linear].shape[1] - neurons
-    synapses = Synapses(loop.stages, list(p.synapses), width, loop.seed, batch, ticks)
+    synapses = parts.synapses(loop.stages, list(p.synapses), width, loop.seed, batch, ticks)
     kept = ticks if keep and not loop.recompute else 1
     linear = [empty(z, kept, batch, synapses.linear_width(i)) for i in range(len(loop.stages))]
     heads = empty(z, ticks if keep else 1, batch, width if attention else 0)
     tokens = loop.heads * (attention.tokens if attention else 0)
     weights = z.new_empty(ticks if loop.track else 1, batch, tokens)
-    packed, shape, strides = nlm.loop_arguments(p.nlm, batch, neurons)
+    packed, shape = loop_arguments(parts.nlm, p.nlm, batch)
+    strides = window_strides(history)
     constant = _constant(loop, synapses, given)
     if attention:
         alpha, action = attention.zeros(), z.new_empty(batch, attention.pairs)
@@ -60,7 +61,7 @@ def _forward_ticks(
                 x = attention.out(row, attended)
         synapses.forward([y[t % kept] for y in linear], x, z[t], constant, t * batch, history[memory + t])
         drop = loop.nlm_drop(t * batch)
-        nlm.run_forward(shape, drop, packed, history[t + 1 :], strides, z[t + 1])
+        parts.nlm.run_forward(shape, drop, packed, history[t + 1 :], strides, z[t + 1])
     return heads, linear if kept == ticks else [], weights
 
 
@@ -78,7 +79,7 @@ def _forward(
     """What :func:`all_ticks` returns, and the heads' and linear maps' outputs; all ticks of these with ``keep``."""
     (batch, neurons), memory = z0.shape, start.shape[0]
     z = empty(z0, loop.ticks + 1, batch, neurons)
-    history = empty(z0, memory + loop.ticks, batch, neurons)
+    history = loop_parts(loop.backend, z0.device).nlm.buffer(z0, memory + loop.ticks, batch, neurons)
     z[0], history[:memory] = z0, start
     p = parameters.like(tuple(x.contiguous() for x in flat))
     heads, linear, weights = _forward_ticks(loop, p, keys, values, given, z, history, keep)

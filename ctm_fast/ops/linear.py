@@ -11,7 +11,30 @@ PACK_ROWS = 96  # rows over all ticks from which packing costs less than it save
 PACK_TICKS = 12
 
 
-class Linear:
+class Product:
+    """y = init + x w^T by torch's product.
+
+    Args:
+        weight: (N, K), any strides, outside autograd.
+        bias: (N), or None for zeros.
+        batch, ticks: how it will be used.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, batch: int, ticks: int) -> None:
+        self.weight, self.bias = weight, bias
+        self.outputs, self.inputs = weight.shape
+
+    def __call__(self, x: Tensor, out: Tensor | None = None, init: Tensor | None = None) -> Tensor:
+        """X (R, K) -> (R, N), into ``out`` if given. ``init`` (R, N) replaces the bias and may be ``out`` itself."""
+        if out is None:
+            out = x.new_empty(x.shape[0], self.outputs)
+        start = init if init is not None else self.bias
+        if start is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(start, x, self.weight.t(), out=out)
+
+
+class Linear(Product):
     """y = init + x w^T for x of ``batch`` rows at each of ``ticks`` ticks.
 
     Args:
@@ -22,22 +45,19 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, batch: int, ticks: int) -> None:
-        self.weight, self.bias = weight, bias
-        self.outputs, self.inputs = weight.shape
+        super().__init__(weight, bias, batch, ticks)
         self.code, self.threads = CODES[weight.dtype], threads()
         self.packed: Tensor | None = None
         if batch * ticks >= PACK_ROWS or ticks >= PACK_TICKS:
             self.packed = pack(weight)
 
     def __call__(self, x: Tensor, out: Tensor | None = None, init: Tensor | None = None) -> Tensor:
-        """X (R, K) -> (R, N), into ``out`` if given. ``init`` (R, N) replaces the bias and may be ``out`` itself."""
+        """As :meth:`Product.__call__`."""
+        if self.packed is None:
+            return super().__call__(x, out, init)
         if out is None:
             out = x.new_empty(x.shape[0], self.outputs)
         start = init if init is not None else self.bias
-        if self.packed is None:
-            if start is None:
-                return torch.mm(x, self.weight.t(), out=out)
-            return torch.addmm(start, x, self.weight.t(), out=out)
         kernels().linear(
             self.code, x.shape[0], self.outputs, self.inputs, x.data_ptr(), x.stride(0), self.packed.data_ptr(),
             start.data_ptr() if start is not None else 0, init.stride(0) if init is not None else 0, out.data_ptr(),
@@ -73,3 +93,8 @@ def outer(upward: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
         result.data_ptr(), result.stride(0), threads(),
     )  # fmt: skip
     return result
+
+
+def outer_product(upward: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """:func:`outer` by torch's product."""
+    return torch.mm(upward.t(), x) if out is None else torch.mm(upward.t(), x, out=out)

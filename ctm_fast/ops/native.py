@@ -63,7 +63,7 @@ HUGE_BYTES = 1 << 21  # size of a huge page; smaller buffers gain nothing
 def empty(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor with the dtype of ``like``, on huge pages where it is large."""
     out = like.new_empty(shape)
-    if out.nbytes >= HUGE_BYTES:
+    if out.nbytes >= HUGE_BYTES and out.device.type == "cpu":
         kernels().advise_huge(out.data_ptr(), out.nbytes)
     return out
 

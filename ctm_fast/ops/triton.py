@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Drop = tuple[float, Any, int]  # probability, seed, number of the first row
 SUFFIX = "_triton"  # of the registered ops that call Triton kernels
 
 
@@ -47,3 +48,16 @@ def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 def block(size: int, least: int, most: int) -> int:
     """The power of two that holds ``size``, at least ``least`` and at most ``most``, both powers of two."""
     return min(max(1 << max(size - 1, 0).bit_length(), least), most)
+
+
+def masks(drop: Drop, device: torch.device) -> tuple[Tensor | None, int, int, float, bool]:
+    """Seed, number of row 0, threshold, scale and whether anything is dropped, as the kernels take them.
+
+    ``drop`` is (probability, seed, number of row 0), the seed an int64 tensor with one element.
+    """
+    p, seed, first_row = drop
+    if p == 0.0:
+        return None, 0, 0, 1.0, False
+    threshold = min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF)
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return seed.to(device, non_blocking=True), first_row, threshold, scale, True

@@ -38,10 +38,15 @@ class Resources(NamedTuple):
 
 
 def words() -> list[str]:
-    """The ops that have Triton kernels."""
+    """The ops that have Triton kernels, and "loop", the tick loop of the models."""
     from ctm_fast.backend import TRITON_OPS
 
-    return list(dict.fromkeys(op.partition("_")[0] for op in TRITON_OPS))
+    return [*dict.fromkeys(op.partition("_")[0] for op in TRITON_OPS), "loop"]
+
+
+def module_of(word: str) -> str:
+    """The module that holds the kernels of a word."""
+    return "ctm_fast.loop.device" if word == "loop" else f"ctm_fast.ops.{word}.triton"
 
 
 def kernels_of(word: str) -> tuple[Kernel, ...]:
@@ -52,7 +57,7 @@ def kernels_of(word: str) -> tuple[Kernel, ...]:
 
 def measured(word: str, kernel: Kernel, architectures: tuple[int, ...]) -> Iterator[Resources]:
     """Compile ``kernel`` for every architecture and dtype."""
-    function = getattr(importlib.import_module(f"ctm_fast.ops.{word}.triton"), kernel.name)
+    function = getattr(importlib.import_module(module_of(word)), kernel.name)
     sizes = " ".join(f"{key}={value}" for key, value in kernel.sizes.items())
     for architecture in architectures:
         for dtype in kernel.dtypes:

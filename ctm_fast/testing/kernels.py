@@ -10,7 +10,7 @@ _TRITON_NAMES = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16", "floa
 
 
 class Kernel:
-    """One kernel of ``ctm_fast.ops.<word>.triton`` with compile-time sizes.
+    """One kernel of a word's module with compile-time sizes.
 
     Args:
         name: the function.

@@ -85,5 +85,5 @@ KERNELS = (
     Kernel(
         "backward_kernel", "f i32 i32 f f f f f f f f f f", "i32 i32 i32 i32 i32 i32", LAST=True, BLOCK=32
     ),
-    Kernel("gather_kernel", "f f f i32 i32 i32", "i32 i32 i32 i32 i32 i32", BLOCK=128),
+    Kernel("gather_kernel", "f f f i32 i32 i32", "i32 i32 i32 i32 i32 i32", ADD=True, BLOCK=128),
 )

@@ -68,13 +68,17 @@ def pack(
     return packed
 
 
-def loop_arguments(
-    weights: tuple[Tensor, ...], rows: int, neurons: int
-) -> tuple[Tensor, Shape, tuple[int, int, int]]:
-    """Packed weights, sizes and history strides of a tick of ``rows`` rows."""
+def loop_arguments(own: Any, weights: tuple[Tensor, ...], rows: int) -> tuple[Tensor, Shape]:
+    """Weights packed by one of :func:`kernels_of`, and sizes of a tick of ``rows`` rows."""
     w1, b1, t1, w2, b2, t2 = (*weights, None, None, None)[:6]
     assert w1 is not None and b1 is not None and t1 is not None
-    return pack(w1, b1, t1, w2, b2, t2), shape_of(rows, w1, w2), (neurons, 1, rows * neurons)
+    return own.pack(w1, b1, t1, w2, b2, t2), shape_of(rows, w1, w2)
+
+
+def window_strides(history: Tensor) -> tuple[int, int, int]:
+    """Row, neuron and memory strides of a window of ``history`` (rows, B, D)."""
+    memory, row, neuron = history.stride()
+    return (row, neuron, memory)
 
 
 def unpack(

@@ -83,12 +83,6 @@ class _Rows:
         """The kernels' size tuple for the windows of that many ticks."""
         return (ticks * self.batch, self.neurons, self.memory, self.hidden, self.deep)
 
-    @staticmethod
-    def strides(data: Tensor) -> tuple[int, int, int]:
-        """Row, neuron and memory strides of a window of ``data`` (rows, B, D)."""
-        memory, row, neuron = data.stride()
-        return (row, neuron, memory)
-
     def drop_at(self, t: int) -> Drop:
         """Dropout arguments of tick ``t``."""
         return (self.drop[0], self.drop[1], t * self.batch) if self.drop[0] else NO_DROPOUT
@@ -231,7 +225,7 @@ def _tick(packed: Any, state: Tensor, s: Tensor, rows: _Rows, t: int) -> tuple[T
 def _post_activations(packed: Tensor, s: Tensor, rows: _Rows, t: int) -> Tensor:
     z = torch.empty_like(s, memory_format=torch.contiguous_format)
     rows.kernels.run_forward(
-        rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(rows.data), z
+        rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], autograd.window_strides(rows.data), z
     )
     return z
 
@@ -279,8 +273,8 @@ class _Start(torch.autograd.Function):
             dpacked = torch.zeros_like(packed)
             dz = grad[1, :reached].flatten(0, 1)
             rows.kernels.run_backward(
-                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], rows.strides(rows.data), dz, None,
-                (0, 0, 0), dpacked,
+                rows.sizes(reached), rows.drop_at(0), packed, rows.data[1:], autograd.window_strides(rows.data), dz,
+                None, (0, 0, 0), dpacked,
             )  # fmt: skip
         dstart = grad[0, : rows.memory].sum(1).t() if ctx.needs_input_grad[1] else None
         return dpacked, dstart, None
@@ -319,7 +313,7 @@ class _Tick(torch.autograd.Function):
         if dz is not None:
             grad[1, t].copy_(dz)
             rows.kernels.run_backward(
-                rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], rows.strides(rows.data), grad[1, t],
-                grad[0, t + 1 :], rows.strides(grad[0]), None,
+                rows.sizes(), rows.drop_at(t), packed, rows.data[t + 1 :], autograd.window_strides(rows.data),
+                grad[1, t], grad[0, t + 1 :], autograd.window_strides(grad[0]), None,
             )  # fmt: skip
         return None, grad, grad[0, rows.memory + t], None, None

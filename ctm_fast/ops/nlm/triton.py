@@ -30,14 +30,13 @@ from ctm_fast.ops.nlm.device import (
     second_at,
     through_first_layer,
 )
-from ctm_fast.ops.triton import device_of
+from ctm_fast.ops.triton import Drop, device_of, masks
 
 APART = tl.constexpr(256)  # rows whose weight gradients are summed before they join the rest
 PROGRAMS = 2048  # that the weight gradients are shared out to where there are rows enough
 TILE = 64  # columns of packed weights that a program packs or unpacks, for half as many neurons
 
 Shape = tuple[int, int, int, int, bool]  # rows, D, M, H, deep
-Drop = tuple[float, Any, int]  # probability, seed, number of the first row
 
 
 @triton.jit
@@ -218,16 +217,6 @@ def drop_args(p: float, seed: Tensor | None, first_row: int = 0) -> Drop:
     return NO_DROPOUT if p == 0.0 or seed is None else (p, seed, first_row)
 
 
-def _masks(drop: Drop, device: torch.device) -> tuple[Tensor | None, int, int, float, bool]:
-    """Seed, number of row 0, threshold, scale and whether anything is dropped, as the kernels take them."""
-    p, seed, first_row = drop
-    if p == 0.0:
-        return None, 0, 0, 1.0, False
-    threshold = min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF)
-    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    return seed.to(device, non_blocking=True), first_row, threshold, scale, True
-
-
 def buffer(like: Tensor, *shape: int) -> Tensor:
     """An uninitialised tensor (..., rows, B, D) of which a neuron's rows are one stretch of memory."""
     *leading, rows, batch, neurons = shape
@@ -283,11 +272,11 @@ def run_forward(
     rows, neurons = shape[:2]
     if not z.numel():
         return
-    *masks, dropped = _masks(drop, x.device)
+    *drawn, dropped = masks(drop, x.device)
     sizes = _sizes("forward_kernel", shape, x, dropped)
     with device_of(x):
         forward_kernel[neurons * triton.cdiv(rows, sizes["BLOCK_R"]),](
-            x, packed, masks[0], z, rows, neurons, *masks[1:], *strides, **sizes
+            x, packed, drawn[0], z, rows, neurons, *drawn[1:], *strides, **sizes
         )
 
 
@@ -299,11 +288,11 @@ def input_gradient(
     rows, neurons = shape[:2]
     if not dz.numel():
         return
-    *masks, dropped = _masks(drop, x.device)
+    *drawn, dropped = masks(drop, x.device)
     sizes = _sizes("input_kernel", shape, x, dropped)
     with device_of(x):
         input_kernel[neurons * triton.cdiv(rows, sizes["BLOCK_R"]),](
-            x, packed, masks[0], dz, dx, rows, neurons, *masks[1:], *strides, *dz.stride(), *dx_strides, ADD=add,
+            x, packed, drawn[0], dz, dx, rows, neurons, *drawn[1:], *strides, *dz.stride(), *dx_strides, ADD=add,
             **sizes,
         )  # fmt: skip
 
@@ -316,7 +305,7 @@ def weight_gradient(
     dtype = compute_dtype(x.dtype)
     if not dz.numel():
         return packed.new_zeros(packed.shape, dtype=dtype)
-    *masks, dropped = _masks(drop, x.device)
+    *drawn, dropped = masks(drop, x.device)
     sizes = _sizes("weight_kernel", shape, x, dropped)
     share = triton.cdiv(triton.cdiv(rows, triton.cdiv(PROGRAMS, neurons)), APART.value) * APART.value
     shares = triton.cdiv(rows, share)
@@ -328,7 +317,7 @@ def weight_gradient(
     )
     with device_of(x):
         weight_kernel[grid](
-            x, packed, masks[0], dz, partial, rows, neurons, *masks[1:], *strides, *dz.stride(), share,
+            x, packed, drawn[0], dz, partial, rows, neurons, *drawn[1:], *strides, *dz.stride(), share,
             **sizes,
         )  # fmt: skip
     return partial.sum(0) if shares > 1 else partial[0]

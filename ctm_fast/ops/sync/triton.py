@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ctm_fast.ops.sync import reference
-from ctm_fast.ops.sync.arguments import checked_pairs, gather_plan
+from ctm_fast.ops.sync.arguments import GatherPlan, checked_pairs, gather_plan
 from ctm_fast.ops.triton import block, device_of
 
 MOST_PAIRS = 256
@@ -139,9 +139,12 @@ def gather_kernel(
     stride_t,
     stride_b,
     stride_d,
+    ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of a block of neurons in one row (tick, sample): sums over the pairs that each is in."""
+    """Gradients of a block of neurons in one row (tick, sample), sums over the pairs that each is in: written, or
+    added.
+    """
     index = tl.program_id(0).to(tl.int64)
     row = z + index // batch * stride_t + index % batch * stride_b
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -155,7 +158,28 @@ def gather_kernel(
         i = tl.load(other + first + k, mask=there, other=0).to(tl.int64)
         g = tl.load(products + index * pairs + p, mask=there, other=0.0)
         total += g * tl.load(row + i * stride_d, mask=there, other=0.0)
+    if ADD:
+        total += tl.load(dz + index * neurons + n, mask=inside, other=0.0)
     tl.store(dz + index * neurons + n, total, mask=inside)
+
+
+def all_betas(r: Tensor, beta: Tensor, ticks: int) -> Tensor:
+    """Beta (T + 1, P) before every tick and after the last, from ``beta`` (P) before the first."""
+    pairs = r.shape[0]
+    found, size = r.new_empty(ticks + 1, pairs), block(pairs, 32, MOST_PAIRS)
+    with device_of(r):
+        betas_kernel[triton.cdiv(pairs, size),](r, beta.contiguous(), found, ticks, pairs, BLOCK=size)
+    return found
+
+
+def gather(products: Tensor, z: Tensor, plan: GatherPlan, dz: Tensor, add: bool) -> None:
+    """Gradients (T, B, D) of the activations from those of the pairs' products (T, B, P), into ``dz``, contiguous."""
+    ticks, batch, neurons = z.shape
+    size = block(neurons, 32, MOST_NEURONS)
+    with device_of(z):
+        gather_kernel[ticks * batch, triton.cdiv(neurons, size)](
+            products, z, dz, *plan, batch, neurons, products.shape[2], *z.stride(), ADD=add, BLOCK=size
+        )
 
 
 def sync_forward(
@@ -192,26 +216,14 @@ def sync_backward(
         return reference.sync_backward(ds, dalpha, dbeta, z, left.long(), right.long(), decay, alpha, beta)
     size = block(pairs, 32, MOST_PAIRS)
     blocks = triton.cdiv(pairs, size)
-    betas, products = z.new_empty(ticks + 1, pairs), z.new_empty(ticks, batch, pairs)
+    betas, products = all_betas(r, beta, ticks), z.new_empty(ticks, batch, pairs)
     found = [z.new_empty(batch, pairs) for _ in range(3)]
     with device_of(z):
-        betas_kernel[blocks,](r, beta.contiguous(), betas, ticks, pairs, BLOCK=size)
         backward_kernel[batch, blocks](
             z, left, right, r, alpha.contiguous(), betas, ds.contiguous(), dalpha.contiguous(), dbeta.contiguous(),
             products, *found, ticks, batch, pairs, *z.stride(), LAST=last, BLOCK=size,
         )  # fmt: skip
     galpha, gr, gbeta = found
-    return _gathered(products, z, left, right), -r * gr.sum(0), galpha, gbeta.sum(0)
-
-
-def _gathered(products: Tensor, z: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Gradients (T, B, D) of the activations from those of the pairs' products (T, B, P)."""
-    ticks, batch, neurons = z.shape
-    pairs = left.shape[0]
-    dz, plan = z.new_empty(ticks, batch, neurons), gather_plan(left, right, neurons)
-    size = block(neurons, 32, MOST_NEURONS)
-    with device_of(z):
-        gather_kernel[ticks * batch, triton.cdiv(neurons, size)](
-            products, z, dz, *plan, batch, neurons, pairs, *z.stride(), BLOCK=size,
-        )  # fmt: skip
-    return dz
+    dz = z.new_empty(z.shape)
+    gather(products, z, gather_plan(left, right, z.shape[2]), dz, add=False)
+    return dz, -r * gr.sum(0), galpha, gbeta.sum(0)
