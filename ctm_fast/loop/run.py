@@ -298,7 +298,7 @@ class _NeuronLevelModels:
         self.module = module
         self.weights: tuple[Tensor, ...] | None = None
         self.rows = list(start.unbind(2))
-        self.memory = start.shape[2]
+        self.window = start
         self.history = None
         weights = plan.nlm_weights(module) if _fused(start) else "another device or dtype"
         if isinstance(weights, str) or any(w.dtype != start.dtype for w in weights[0]):
@@ -318,10 +318,11 @@ class _NeuronLevelModels:
         if self.history is not None:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
-        window = self.rows[-self.memory :]
         if self.weights is not None:
-            return nlm_rows(window, *self.weights, dropout=self.dropout)
-        return self.module(torch.stack(window, -1))  # type: ignore[no-any-return]
+            return nlm_rows(self.rows[-self.window.shape[2] :], *self.weights, dropout=self.dropout)
+        # As published, so that it raises and has gradients as published.
+        self.window = torch.cat((self.window[:, :, 1:], s.unsqueeze(-1)), -1)
+        return self.module(self.window)  # type: ignore[no-any-return]
 
 
 def _is_loop(start: Tensor) -> bool:
