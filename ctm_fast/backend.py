@@ -111,8 +111,12 @@ def why_not(op: str, backend: str, device: str, dtype: str = "float32") -> str |
 def _cuda_reason(op: str, dtype: str) -> str | None:
     if dtype != "float32":
         return f"the CUDA kernels of {op} take float32"
-    if importlib.util.find_spec("ctm_fast._cuda") is None:
+    from ctm_fast.ops import cuda
+
+    if cuda.extension() is None:
         return "ctm_fast was built without CUDA: CTM_FAST_CUDA=on needs nvcc"
+    if cuda.limits(0) is None:
+        return "the CUDA kernels need a GPU of compute capability 8.0 or newer and a driver that knows their CUDA"
     return None
 
 

@@ -60,7 +60,10 @@ def pairs(model: Any, kind: str, offset: int = 0) -> tuple[Tensor, Tensor]:
     source = (left._version, right._version, dense, offset)
     known = _known_pairs.get(left)
     if known is None or known.source != source or known.right() is not right:
-        known = _Pairs(source, weakref.ref(right), _pairs(left, right, dense, offset))
+        with torch.inference_mode(
+            False
+        ):  # those of inference mode have no version, so they are checked every time
+            known = _Pairs(source, weakref.ref(right), _pairs(left, right, dense, offset))
         _known_pairs[left] = known
     return known.made
 

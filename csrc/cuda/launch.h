@@ -19,14 +19,18 @@ class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     check(cudaGetDevice(&before_), "device", "(reading the current one)");
-    check(cudaSetDevice(device), "device", std::to_string(device));
+    changed_ = before_ != device;  // setting one makes a context there
+    if (changed_) check(cudaSetDevice(device), "device", std::to_string(device));
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
 }  // namespace ctm::cuda

@@ -156,14 +156,15 @@ void launch(NlmArguments a, void* stream) {
   const Grid grid = grid_of(a.n, ROWS * kWarp);
   const auto kernel = nlm_kernel<MEMORY, HIDDEN, ROWS>;
   const std::string sizes = sizes_of(a.n);
-  const size_t shared = sizeof(float) * Packed<MEMORY, HIDDEN>::kSize * grid.neurons_of_block();
+  constexpr int kNeuron = Packed<MEMORY, HIDDEN>::kSize * static_cast<int>(sizeof(float));
   a.share = grid.share, a.tile_groups = grid.tile_groups;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+  // A ceiling, the same for every call: threads that launch at once share it.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kWarps * kNeuron),
         "nlm_forward", sizes);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid.neuron_groups * grid.tile_groups);
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
+  config.dynamicSmemBytes = kNeuron * grid.neurons_of_block();
   config.stream = static_cast<cudaStream_t>(stream);
   check(cudaLaunchKernelEx(&config, kernel, a), "nlm_forward", sizes);
 }

@@ -52,7 +52,8 @@ __device__ float block_max(float x, float* room) {
   return x;
 }
 
-// The quick division is off by 2 units in the last place at most: its divisor is 1 or more.
+// The quick division is off by 2 units in the last place at most; it gives 0 for a divisor above 2^126, as it
+// should here.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
 // A barrier of all blocks of a launch whose blocks run at once: what any thread wrote before it, every thread
@@ -68,14 +69,12 @@ class LaunchBarrier {
     ctm::emulation::grid_barrier();
 #else
     if (cluster_) return wait_cluster();
-    __syncthreads();
+    __syncthreads();  // with the release behind it: what the whole block wrote
     if (threadIdx.x == 0) {
       passed_ += gridDim.x;
-      __threadfence();
-      atomicAdd(counter_, 1u);
+      arrive();
       while (static_cast<int>(arrived() - passed_) < 0) {
       }
-      __threadfence();
     }
     __syncthreads();
 #endif
@@ -83,6 +82,9 @@ class LaunchBarrier {
 
  private:
 #ifndef CTM_EMULATION
+  __device__ void arrive() const {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter_) : "memory");
+  }
   __device__ unsigned arrived() const {
     unsigned found;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(counter_) : "memory");
@@ -90,7 +92,6 @@ class LaunchBarrier {
   }
   __device__ void wait_cluster() const {
 #if __CUDA_ARCH__ >= 900
-    __threadfence();  // the cluster's barrier orders for its blocks; the data lie in global memory
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif

@@ -1,6 +1,8 @@
 #include "ticks.h"
 
+#include <algorithm>
 #include <stdexcept>
+#include <vector>
 
 #include "launch.h"
 #include "ticks_device.h"
@@ -8,8 +10,11 @@
 namespace ctm::cuda {
 namespace {
 
-constexpr int kClusterBlocks = 16;  // beyond 8 the kernel must allow it
-constexpr int kHopper = 9;
+constexpr int kClusterBlocks = 16;       // beyond 8 the kernel must allow it
+constexpr int kAmpere = 8, kHopper = 9;  // major compute capabilities
+// Products of one head's query up to which every block that attends computes it for itself: cheaper than a
+// barrier.
+constexpr int kOwnQuery = 8192;
 
 template <int BATCH>
 __global__ void __launch_bounds__(kTickThreads, 1) ticks_kernel(const __grid_constant__ TickArguments a) {
@@ -58,21 +63,35 @@ void place_state(const TickModel& m, int blocks, TickLayout& at, Arena& arena) {
   at.hidden = arena.take(int64_t{kTickWarps} * 2 * n.hidden);
 }
 
-// Weights that a tick reads most often from one place come first: the rest streams from the second-level
-// cache.
+// A matrix that may stay in shared memory: what it saves there at every tick, and where its place is kept.
+struct Candidate {
+  int64_t floats, saved;
+  int* place;
+};
+
+// The largest savings first: the rest streams from the second-level cache.
 void place_weights(const TickModel& m, int blocks, TickLayout& at, Arena& arena) {
   const TickSizes& n = m.n;
-  at.nlm = arena.take_if_it_fits(int64_t{largest_slice(n.neurons, blocks)} * nlm_columns(n));
-  at.query = n.pairs > 0 ? arena.take_if_it_fits(int64_t{largest_slice(n.width, blocks)} * n.pairs) : -1;
+  std::vector<Candidate> candidates;
+  const int64_t nlm = int64_t{largest_slice(n.neurons, blocks)} * nlm_columns(n);
+  candidates.push_back({nlm, nlm * n.batch, &at.nlm});  // read by every sample
+  at.query = -1;
+  if (n.pairs > 0 && !at.own_query) {
+    const int64_t query = int64_t{largest_slice(n.width, blocks)} * n.pairs;
+    candidates.push_back({query, query, &at.query});
+  }
   for (int s = 0; s < n.stages; ++s) {
     const TickStage& stage = m.stages[s];
     const int64_t rows = int64_t{largest_slice(stage.width, blocks)} * rows_per_unit(stage);
-    at.stages[s] = arena.take_if_it_fits(rows * stage.linear.columns);
+    candidates.push_back({rows * stage.linear.columns, rows * stage.linear.columns, &at.stages[s]});
   }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.saved > b.saved; });
+  for (const Candidate& c : candidates) *c.place = arena.take_if_it_fits(c.floats);
 }
 
 bool all_resident(const TickModel& m, const TickLayout& at) {
-  bool all = at.nlm >= 0 && (at.query >= 0 || m.n.pairs == 0);
+  bool all = at.nlm >= 0 && (at.query >= 0 || m.n.pairs == 0 || at.own_query);
   for (int s = 0; s < m.n.stages; ++s) all = all && at.stages[s] >= 0;
   return all;
 }
@@ -80,6 +99,7 @@ bool all_resident(const TickModel& m, const TickLayout& at) {
 // False where not even the state fits.
 bool lay_out(const TickModel& m, int blocks, int shared, TickLayout& at) {
   Arena arena(shared / static_cast<int>(sizeof(float)));
+  at.own_query = m.n.pairs > 0 && int64_t{m.n.width} / m.n.heads * m.n.pairs <= kOwnQuery;
   place_state(m, blocks, at, arena);
   if (!arena.fits()) return false;
   const int64_t state = arena.used();
@@ -105,6 +125,10 @@ Planned planned(const TickModel& m, const TickLimits& limits, bool may_cluster) 
   Planned p{{0, kTickThreads, false, 0, 0, ""}, {}};
   if (m.n.batch < 1 || m.n.batch > kMaxBatch || m.n.stages < 1 || m.n.stages > kMaxStages) {
     p.launch.reason = "batch must be in [1, 8] and stages in [1, 32]";
+    return p;
+  }
+  if (limits.major < kAmpere) {
+    p.launch.reason = "the device must have compute capability 8.0 or newer";
     return p;
   }
   const int blocks = kClusterBlocks < limits.multiprocessors ? kClusterBlocks : limits.multiprocessors;
@@ -162,9 +186,9 @@ void launch(Kernel kernel, const TickModel& m, const TickData& data, const TickL
   const std::string sizes = sizes_of(m.n);
   if (p.launch.blocks == 0) throw std::invalid_argument("ticks: " + p.launch.reason + ", got " + sizes);
   const Configuration c(p.launch, stream);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(p.launch.shared)),
-        "ticks", sizes);
+  // A ceiling, the same for every call: threads that launch at once share it.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared), "ticks",
+        sizes);
   if (p.launch.cluster) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "ticks", sizes);
     if (!holds_cluster(kernel, c)) return launch(kernel, m, data, limits, false, stream);

@@ -26,8 +26,10 @@ class Ticks {
       load_state(t);
       if (n_.pairs > 0) synchronise();
       if (input >= 0) {
-        query();
-        barrier_.wait();
+        if (!at_.own_query) {
+          query();
+          barrier_.wait();
+        }
         attend(t, input);
         barrier_.wait();
       }
@@ -119,40 +121,85 @@ class Ticks {
     __syncthreads();
   }
 
-  // Products of one row of weights with the rows of x, in every lane.
-  __device__ void dot(const float* w, const float* x, int stride, int columns, float (&sum)[BATCH]) const {
+  // Products of N rows of weights with the rows of x, in every lane.
+  template <int N>
+  __device__ void dot(const float* const (&w)[N], const float* x, int stride, int columns,
+                      float (&sum)[N][BATCH]) const {
+    constexpr int kAhead = BATCH > 4 ? 2 : 4;  // loads under way, as many as the registers hold
     const int vectors = columns % 4 == 0 ? columns / 4 : 0;
-    for (int b = 0; b < BATCH; ++b) sum[b] = 0.0f;
-#pragma unroll 4
+#pragma unroll
+    for (int r = 0; r < N; ++r) {
+#pragma unroll
+      for (int b = 0; b < BATCH; ++b) sum[r][b] = 0.0f;
+    }
+#pragma unroll kAhead
     for (int i = lane(); i < vectors; i += kWarp) {
-      const float4 a = reinterpret_cast<const float4*>(w)[i];
+      float4 a[N];
+#pragma unroll
+      for (int r = 0; r < N; ++r) a[r] = reinterpret_cast<const float4*>(w[r])[i];
 #pragma unroll
       for (int b = 0; b < BATCH; ++b) {
         const float4 v = reinterpret_cast<const float4*>(x + b * stride)[i];
-        sum[b] += a.x * v.x + a.y * v.y + a.z * v.z + a.w * v.w;
+#pragma unroll
+        for (int r = 0; r < N; ++r) {
+          sum[r][b] += a[r].x * v.x + a[r].y * v.y + a[r].z * v.z + a[r].w * v.w;
+        }
       }
     }
     for (int i = 4 * vectors + lane(); i < columns; i += kWarp) {
 #pragma unroll
-      for (int b = 0; b < BATCH; ++b) sum[b] += w[i] * x[b * stride + i];
+      for (int r = 0; r < N; ++r) {
+#pragma unroll
+        for (int b = 0; b < BATCH; ++b) sum[r][b] += w[r][i] * x[b * stride + i];
+      }
     }
 #pragma unroll
-    for (int b = 0; b < BATCH; ++b) sum[b] = warp_sum(sum[b]);
+    for (int r = 0; r < N; ++r) {
+#pragma unroll
+      for (int b = 0; b < BATCH; ++b) sum[r][b] = warp_sum(sum[r][b]);
+    }
+  }
+
+  // A number that lane b holds for sample b; lanes without a sample hold that of the first.
+  __device__ int sample() const { return lane() < n_.batch ? lane() : 0; }
+
+  // The sum of this lane's sample.
+  __device__ float own_sum(const float (&sum)[BATCH]) const {
+    float own = sum[0];
+#pragma unroll
+    for (int b = 1; b < BATCH; ++b) own = lane() == b ? sum[b] : own;
+    return own;
   }
 
   __device__ void query() const {
     const Slice rows = own(n_.width);
     const float* kept = at_.query >= 0 ? shared_ + at_.query : nullptr;
     float* to = d_.scratch + scratch_query();
-    float sum[BATCH];
+    float sum[1][BATCH];
     for (int row = rows.begin + warp(); row < rows.end; row += kTickWarps) {
-      const float* w =
-          kept ? kept + (row - rows.begin) * n_.pairs : m_.query.weight + int64_t{row} * n_.pairs;
+      const float* const w[1] = {kept ? kept + (row - rows.begin) * n_.pairs
+                                      : m_.query.weight + int64_t{row} * n_.pairs};
+      const float bias = m_.query.bias[row];
       dot(w, shared_ + at_.action, at_.action_stride, n_.pairs, sum);
-#pragma unroll
-      for (int b = 0; b < BATCH; ++b) {
-        if (lane() == b && b < n_.batch) to[b * n_.width + row] = sum[b] + m_.query.bias[row];
-      }
+      if (lane() < n_.batch) to[lane() * n_.width + row] = own_sum(sum[0]) + bias;
+    }
+  }
+
+  // The query of one sample and head into q.
+  __device__ void head_query(int b, int head, int width, float* q) const {
+    if (!at_.own_query) {
+      const float* from = d_.scratch + scratch_query() + b * n_.width + head * width;
+      for (int j = threadIdx.x; j < width; j += kTickThreads) q[j] = __ldcg(from + j);
+      return;
+    }
+    const float* action = shared_ + at_.action + b * at_.action_stride;
+    for (int j = warp(); j < width; j += kTickWarps) {
+      const int row = head * width + j;
+      const float* w = m_.query.weight + int64_t{row} * n_.pairs;
+      float sum = 0.0f;
+      for (int p = lane(); p < n_.pairs; p += kWarp) sum += w[p] * action[p];
+      sum = warp_sum(sum) + m_.query.bias[row];
+      if (lane() == 0) q[j] = sum;
     }
   }
 
@@ -162,9 +209,7 @@ class Ticks {
       const int b = i / n_.heads, head = i % n_.heads;
       const int64_t from = (int64_t{set} * n_.batch + b) * n_.tokens * n_.width + head * width;
       float *q = shared_ + at_.spare, *scores = shared_ + at_.scores;
-      for (int j = threadIdx.x; j < width; j += kTickThreads) {
-        q[j] = __ldcg(d_.scratch + scratch_query() + b * n_.width + head * width + j);
-      }
+      head_query(b, head, width, q);
       __syncthreads();
       score(q, d_.keys + from, width, scores);
       const float total = softmax_parts(scores);
@@ -174,12 +219,23 @@ class Ticks {
     }
   }
 
+  // A warp takes four tokens at once: their loads overlap.
   __device__ void score(const float* q, const float* keys, int width, float* scores) const {
-    for (int l = warp(); l < n_.tokens; l += kTickWarps) {
-      float sum = 0.0f;
-      for (int j = lane(); j < width; j += kWarp) sum += q[j] * keys[int64_t{l} * n_.width + j];
-      sum = warp_sum(sum);
-      if (lane() == 0) scores[l] = sum;
+    constexpr int kTokens = 4;
+    for (int first = warp() * kTokens; first < n_.tokens; first += kTickWarps * kTokens) {
+      float sum[kTokens] = {};
+      for (int j = lane(); j < width; j += kWarp) {
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          const int l = min(first + k, n_.tokens - 1);
+          sum[k] += q[j] * keys[int64_t{l} * n_.width + j];
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kTokens; ++k) {
+        sum[k] = warp_sum(sum[k]);
+        if (lane() == 0 && first + k < n_.tokens) scores[first + k] = sum[k];
+      }
     }
     __syncthreads();
   }
@@ -235,30 +291,33 @@ class Ticks {
 
   // The linear map of stage s, and its GLU; given: index of the bias rows that stand for the input, or -1.
   __device__ void linear(int s, int given) const {
+    if (m_.stages[s].kind == StageKind::glu) return linear_rows<2>(s, given);
+    linear_rows<1>(s, given);
+  }
+
+  // N rows of weights a unit: a value, or a value and its gate.
+  template <int N>
+  __device__ void linear_rows(int s, int given) const {
     const TickStage& stage = m_.stages[s];
     const Slice units = own(stage.width);
-    const int columns = stage.linear.columns, kept = units.end - units.begin;
+    const int columns = stage.linear.columns;
+    const bool here = at_.stages[s] >= 0;
+    const int64_t apart = int64_t{here ? units.end - units.begin : stage.width} * columns;
     const float* bias =
-        given < 0 ? stage.linear.bias : d_.given + int64_t{given} * n_.batch * stage.linear.rows;
-    const int bias_stride = given < 0 ? 0 : stage.linear.rows;
+        given < 0 ? stage.linear.bias : d_.given + (int64_t{given} * n_.batch + sample()) * stage.linear.rows;
     float* to = d_.scratch + scratch_stage(m_, s);
-    float sum[BATCH], gate[BATCH];
+    float sum[N][BATCH];
     for (int unit = units.begin + warp(); unit < units.end; unit += kTickWarps) {
-      const bool here = at_.stages[s] >= 0;
-      const float* w = here ? shared_ + at_.stages[s] + (unit - units.begin) * columns
-                            : stage.linear.weight + int64_t{unit} * columns;
-      dot(w, operand(0), at_.stride, columns, sum);
-      if (stage.kind == StageKind::glu) {
-        dot(w + int64_t{here ? kept : stage.width} * columns, operand(0), at_.stride, columns, gate);
-      }
+      const float *first = here ? shared_ + at_.stages[s] + (unit - units.begin) * columns
+                                : stage.linear.weight + int64_t{unit} * columns,
+                  *w[N];
+      float own_bias[N];
 #pragma unroll
-      for (int b = 0; b < BATCH; ++b) {
-        if (lane() != b || b >= n_.batch) continue;
-        float value = sum[b] + bias[b * bias_stride + unit];
-        if (stage.kind == StageKind::glu)
-          value *= sigmoid(gate[b] + bias[b * bias_stride + stage.width + unit]);
-        to[b * stage.width + unit] = value;
-      }
+      for (int r = 0; r < N; ++r) w[r] = first + r * apart, own_bias[r] = bias[r * stage.width + unit];
+      dot(w, operand(0), at_.stride, columns, sum);
+      float value = own_sum(sum[0]) + own_bias[0];
+      if (N == 2) value *= sigmoid(own_sum(sum[N - 1]) + own_bias[N - 1]);
+      if (lane() < n_.batch) to[lane() * stage.width + unit] = value;
     }
   }
 

@@ -16,6 +16,7 @@ struct TickLayout {
   // Of resident weights; -1 where they are read from global memory.
   int query, nlm, stages[kMaxStages];
   int floats, resident;  // in all, and of resident weights
+  bool own_query;        // every block that attends computes the query of its head
 };
 
 struct TickArguments {

@@ -24,6 +24,7 @@ from ctm_fast.ops.sync.arguments import checked_pairs
 
 KINDS = ("glu", "silu", "skip")  # of stages, in the order of csrc/cuda/ticks.h
 NULL = 0
+VECTOR = 16  # bytes
 
 
 class Inputs(NamedTuple):
@@ -45,23 +46,31 @@ def takes(z0: Tensor) -> bool:
         or torch.is_grad_enabled()
     ):
         return False
-    if cuda.extension() is None or torch.is_autocast_enabled("cuda") or backends.selected() is not None:
+    if torch.is_autocast_enabled("cuda") or backends.selected() is not None:
         return False
-    return 1 <= z0.shape[0] <= int(cuda.extension().MAX_BATCH)
+    return cuda.limits(z0.device) is not None and 1 <= z0.shape[0] <= int(cuda.extension().MAX_BATCH)
 
 
 def scratch_floats(loop: Loop, parameters: Parameters, tokens: int, z0: Tensor) -> int | None:
     """Floats of scratch memory that the kernel needs for these ticks; None where it cannot run them.
 
-    It has no dropout, and a tick's state must fit into the shared memory of a block.
+    A tick's state must fit into the shared memory of a block.
     """
     follow = all(stage.source == i - 1 for i, stage in enumerate(loop.stages) if i > 0)
-    if loop.seed is not None or not follow or len(loop.stages) > cuda.extension().MAX_STAGES:
+    if not follow or len(loop.stages) > cuda.extension().MAX_STAGES:
+        return None
+    if parameters.attention is not None and not _are_pairs(loop, parameters.attention.decay):
         return None
     stages = [_stage(stage, parameters.synapses, parameters.synapses[stage.linear]) for stage in loop.stages]
-    limits = cuda.extension().tick_limits(cuda.place(z0)[0])
-    plan = cuda.extension().plan_ticks(_sizes(loop, parameters, tokens, z0), stages, limits)
+    plan = cuda.extension().plan_ticks(_sizes(loop, parameters, tokens, z0), stages, cuda.limits(z0.device))
     return None if plan["reason"] else int(plan["scratch"])
+
+
+def _are_pairs(loop: Loop, decay: Tensor) -> bool:
+    """Whether every decay has its pair of neurons beside it on the device."""
+    return all(
+        x is not None and x.shape == decay.shape and x.device == decay.device for x in (loop.left, loop.right)
+    )
 
 
 def _sizes(loop: Loop, p: Parameters, tokens: int, z0: Tensor) -> tuple[int, ...]:
@@ -109,9 +118,9 @@ def packed(nlm: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([x for w, b, t in layers for x in (w.permute(2, 0, 1).flatten(1) / t, b[0] / t)], 1)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _inputs(inputs: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, since a CUDA graph must not copy from the host: the calls that warm it up have made it."""
+    """Kept for good: a CUDA graph, which must not copy from the host, goes on reading it."""
     return torch.tensor(inputs, dtype=torch.int32, device=device)
 
 
@@ -123,7 +132,7 @@ def run(
     ``scratch`` is what :func:`scratch_floats` found. Raises ``RuntimeError`` with the sizes where CUDA refuses.
     """
     z0 = inputs.z0
-    p = parameters.like(tuple(x.detach().contiguous() for x in parameters.flat()))
+    p = parameters.like(tuple(_readable(x.detach()) for x in parameters.flat()))
     tokens, (batch, neurons) = inputs.keys.shape[2], z0.shape
     z = z0.new_empty(loop.ticks + 1, batch, neurons)
     history = z0.new_empty(inputs.start.shape[0] + loop.ticks, batch, neurons)
@@ -131,6 +140,12 @@ def run(
     weights = z0.new_empty(loop.ticks, batch, loop.heads * tokens) if loop.track else None
     _launch(loop, p, inputs, (z, history, weights, z0.new_empty(scratch)))
     return z, history, weights
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Contiguous and aligned for vectors of four floats: a parameter may be part of a larger vector."""
+    x = x.contiguous()
+    return x if x.data_ptr() % VECTOR == 0 else x.clone()
 
 
 def _launch(loop: Loop, p: Parameters, inputs: Inputs, results: tuple[Tensor | None, ...]) -> None:
@@ -160,4 +175,4 @@ def project(in_weight: Tensor, in_bias: Tensor, tokens: list[Tensor]) -> tuple[T
     d = in_weight.shape[1]
     stacked = torch.stack(tokens) if len(tokens) > 1 else tokens[0].unsqueeze(0)
     keys, values = (F.linear(stacked, in_weight[at : at + d], in_bias[at : at + d]) for at in (d, 2 * d))
-    return keys, values
+    return keys.contiguous(), values.contiguous()

@@ -94,8 +94,7 @@ def run_ticks(
         track: keep the attention weights.
         recompute: keep no synapse activations for the backward, compute them again there.
     """
-    stays = persistent.takes(z0)
-    backend = _looped(z0)
+    backend, stays = _looped(z0), persistent.takes(z0)
     planned = _plan(parts, z0, start, tokens, given) if stays or backend else None
     if planned is None:
         return _call(parts, inputs, z0, start, tokens, given, track)
@@ -103,11 +102,13 @@ def run_ticks(
     attention = parts.attention
     attention_dropout = plan.attention_dropout(attention)
     drops = attention_dropout > 0 or nlm_dropout > 0 or any(s.dropout > 0 for s in stages)
+    if backend is None and drops:
+        return _call(parts, inputs, z0, start, tokens, given, track)
     loop = Loop(
         tuple(inputs), stages, attention.num_heads if attention is not None else 0, parts.left, parts.right,  # type: ignore[arg-type]
         attention_dropout, nlm_dropout, _seed(backend, z0) if drops else None, recompute, track, backend or "",  # type: ignore[arg-type]
     )  # fmt: skip
-    if stays:
+    if stays and not drops:
         found = _stay(loop, parameters, attention, tokens, given, z0, start)
         if found is not None:
             return found

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger("ctm_fast")
+
+Limits = tuple[int, int, int]
+OLDEST = 8  # major compute capability that the kernels are compiled for
 
 
 @functools.cache
@@ -17,6 +23,31 @@ def extension() -> Any:
         return importlib.import_module("ctm_fast._cuda")
     except ImportError:
         return None
+
+
+def limits(device: torch.device | int) -> Limits | None:
+    """Multiprocessors, bytes of shared memory of a block and major compute capability of a GPU.
+
+    None where the module cannot run there, which is logged once: it was not built, its driver is too old, or the
+    GPU is.
+    """
+    index = device if isinstance(device, int) else device.index or 0
+    return None if extension() is None else _limits(index)
+
+
+@functools.cache
+def _limits(index: int) -> Limits | None:
+    try:
+        found: Limits = tuple(extension().tick_limits(index))
+    except RuntimeError as error:
+        logger.warning("ctm_fast: the CUDA kernels are not used: %s", error)
+        return None
+    if found[2] < OLDEST:
+        logger.warning(
+            "ctm_fast: the CUDA kernels are not used: GPU %d is older than compute capability 8.0", index
+        )
+        return None
+    return found
 
 
 def place(like: Tensor) -> tuple[int, int]:

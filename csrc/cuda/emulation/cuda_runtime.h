@@ -3,8 +3,8 @@
 //
 // Every thread of a launch is a fiber of the calling thread; one runs until it waits at a barrier or a
 // shuffle. schedule() changes the order in which they run: a result that depends on it lacks a barrier. A
-// barrier that not all threads reach is an error, not a hang. What this cannot show: memory ordering between
-// multiprocessors, and speed.
+// barrier that not all threads reach is an error, not a hang. What this cannot show: the barrier of a launch
+// itself, memory ordering and first-level caches between multiprocessors, and speed.
 #pragma once
 
 #include <algorithm>
@@ -36,10 +36,10 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
   float x, y, z, w;
 };
 union cudaLaunchAttributeValue {
