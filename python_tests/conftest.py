@@ -127,6 +127,15 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _exact_convolutions() -> Iterator[None]:
+    """On a GPU cuDNN rounds the convolutions of backbones to TF32 unless told otherwise."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark, reason in _reasons().items():
         if item.get_closest_marker(mark) and reason:

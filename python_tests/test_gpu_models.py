@@ -43,15 +43,6 @@ def close_to(
     assert beyond == {}
 
 
-@pytest.fixture(autouse=True)
-def _exact_convolutions() -> Any:
-    """cuDNN rounds the convolutions of backbones to TF32 unless told otherwise."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
 def inputs_on(inputs: Any, device: str) -> Any:
     return tuple(inputs_on(x, device) if isinstance(x, tuple | list) else x.to(device) for x in inputs)
 
