@@ -10,6 +10,7 @@ import small_ctm
 import torch
 from foreign_cases import build, copies, evaluate
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ctm_fast
 from ctm_fast.loop import run
@@ -17,8 +18,10 @@ from ctm_fast.loop.seed import Seed
 from ctm_fast.ops.dropout import _signed
 from ctm_fast.testing import relative_error
 
+GridExecutor = pytest.importorskip("triton.runtime.interpreter").GridExecutor
 loop = pytest.importorskip("ctm_fast.loop.triton", exc_type=ImportError)
 SEED = 0x9A3F_0000_1234_5678
+ALLOCATES = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "aten::lift_fresh")
 TINY: dict[str, Any] = {"iterations": 3, "d_model": 8, "memory_length": 3}
 MODELS = [
     "base",
@@ -139,6 +142,44 @@ def test_two_forwards_before_their_backwards(device: str) -> None:
     for a, b, c in zip(found, again, alone, strict=True):
         for x, y, z in zip(a, b, c, strict=True):
             assert x is z is None or (torch.equal(x, y) and torch.equal(x, z))  # type: ignore[arg-type]
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would launch: operations of torch that compute, and Triton kernels."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        launch = GridExecutor.__call__
+        patch.setattr(GridExecutor, "__call__", lambda *x, **options: self.add() or launch(*x, **options))
+
+    def add(self) -> None:
+        self.count += 1
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += op.namespace == "aten" and not op.is_view and not op._schema.name.startswith(ALLOCATES)
+        return op(*args, **(kwargs or {}))
+
+
+def launches(ticks: int, patch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Of a forward and a backward."""
+    model = small_ctm.build(iterations=ticks)
+    counter, x = Launches(patch), small_ctm.signs()
+    model(x)  # makes its lazy layers
+    with counter:
+        loss = model(x)[0].sum()
+    forward = counter.count
+    with counter:
+        loss.backward()
+    return forward, counter.count - forward
+
+
+def test_a_tick_launches_few_kernels() -> None:
+    found = []
+    for ticks in (5, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            found.append(launches(ticks, patch))
+    assert [(b - a) / 2 for a, b in zip(*found, strict=True)] == [9, 13]
 
 
 def test_no_samples_are_called(device: str, loops: list[int]) -> None:
