@@ -21,7 +21,8 @@ from ctm_fast.testing import relative_error
 GridExecutor = pytest.importorskip("triton.runtime.interpreter").GridExecutor
 loop = pytest.importorskip("ctm_fast.loop.triton", exc_type=ImportError)
 SEED = 0x9A3F_0000_1234_5678
-ALLOCATES = ("aten::empty", "aten::new_empty", "aten::detach", "aten::_unsafe_view", "aten::lift_fresh")
+# The second poisons what the first give, in tests alone.
+ALLOCATES = ("aten::empty", "aten::new_empty", "aten::fill_")
 TINY: dict[str, Any] = {"iterations": 3, "d_model": 8, "memory_length": 3}
 MODELS = [
     "base",
@@ -150,8 +151,9 @@ class Launches(TorchDispatchMode):
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.count = 0
-        launch = GridExecutor.__call__
-        patch.setattr(GridExecutor, "__call__", lambda *x, **options: self.add() or launch(*x, **options))
+        patch.setattr(
+            GridExecutor, "__call__", lambda *_, **__: self.add()
+        )  # its own operations would count too
 
     def add(self) -> None:
         self.count += 1
