@@ -21,7 +21,7 @@ from ctm_fast.testing import relative_error
 GridExecutor = pytest.importorskip("triton.runtime.interpreter").GridExecutor
 loop = pytest.importorskip("ctm_fast.loop.triton", exc_type=ImportError)
 SEED = 0x9A3F_0000_1234_5678
-# The second poisons what the first give, in tests alone.
+# What they allocate is poisoned by fill_, in tests alone.
 ALLOCATES = ("aten::empty", "aten::new_empty", "aten::fill_")
 TINY: dict[str, Any] = {"iterations": 3, "d_model": 8, "memory_length": 3}
 MODELS = [
