@@ -5,6 +5,7 @@ Letters: R rows (samples), w width of a stage, d input width, h heads, L tokens,
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ctm_fast.loop import device
 from ctm_fast.loop.attention import Attention
 from ctm_fast.loop.synapses import SynapseGradients, Synapses
 from ctm_fast.ops.linear import Product, outer_product
-from ctm_fast.ops.sync.arguments import gather_plan
+from ctm_fast.ops.sync.arguments import GatherPlan, gather_plan
 from ctm_fast.ops.sync.triton import MOST_PAIRS, all_betas, gather, sync_backward
 from ctm_fast.ops.triton import block, device_of, masks
 
@@ -128,13 +129,17 @@ class DeviceAttention(Attention):
     linear = Product
 
     def prepare(self) -> None:
-        """Roots of beta of every tick, block sizes, the pairs of every neuron."""
+        """Roots of beta of every tick, block sizes."""
         table = all_betas(self.r, self.beta0, self.loop.ticks)
         self.root = 1 / torch.sqrt(table[1:])
         self.tile = tile_sizes(self.width // self.loop.heads, self.tokens, self.z.dtype == torch.float64)
         self.size = block(self.pairs, 32, MOST_PAIRS)
         self.grid = self.batch, triton.cdiv(self.pairs, self.size)
-        self.plan = gather_plan(self.left, self.right, self.neurons)
+
+    @cached_property
+    def plan(self) -> GatherPlan:
+        """The pairs of every neuron; only a backward asks."""
+        return gather_plan(self.left, self.right, self.neurons)
 
     def synchronisation(self, first: int, ticks: int, alpha: Tensor, out: Tensor) -> None:
         """Action synchronisation of ticks [first, first + ticks) into ``out`` (ticks, B, P); moves ``alpha`` on."""
