@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from bench.timing import Effort
 MODES = ("default", "reduce-overhead")
 LIMIT_SECONDS = 120
 TIMING_SECONDS = 60
+SPENT = "not measured: the budget is spent"
 EFFORT = Effort(least=3, most=9, seconds=1.5, sample_seconds=0.02)
 
 
@@ -60,10 +61,11 @@ class _Process:
         return {"failed": f"not measured: {last or f'exit status {self.process.wait()}'}"}
 
     def go(self) -> None:
-        """Let it time."""
+        """Let it time; of one that has ended since, :meth:`next` tells."""
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
 
     def kill(self) -> None:
         """End it and what it started."""
@@ -75,22 +77,31 @@ class _Process:
         """Give its pipes back, once nobody reads."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
-def outcomes(rows: Sequence[Row], seed: int, limit: float) -> Iterator[tuple[Row, str, Json]]:
-    """(row, mode, result) of every row and mode; those not compiled in ``limit`` seconds are stopped."""
+def outcomes(
+    rows: Sequence[Row], seed: int, limit: float, left: Callable[[], float]
+) -> Iterator[tuple[Row, str, Json]]:
+    """(row, mode, result) of every row and mode.
+
+    Args:
+        rows: what to measure.
+        seed: of the inputs and weights.
+        limit: seconds after which those not compiled are stopped.
+        left: seconds until those not timed are stopped too.
+    """
     start = time.monotonic()
     processes = [_Process(row, seed, mode) for row in rows for mode in MODES]
     pool = concurrent.futures.ThreadPoolExecutor(max(len(processes), 1))
     try:
         first = [(process, pool.submit(process.next)) for process in processes]
-        ready = [(p, _within(f, p, start + limit - time.monotonic(), limit)) for p, f in first]
+        late = f"not compiled in {limit:.0f} s"
+        ready = [(p, _within(f, p, start + limit - time.monotonic(), late)) for p, f in first]
         for process, found in ready:
             if "failed" not in found:
-                process.go()
-                rest = _within(pool.submit(process.next), process, TIMING_SECONDS, TIMING_SECONDS)
-                found = {**found, **rest}
+                found |= _timing(process, pool, left())
             process.kill()
             yield process.row, process.mode, found
     finally:
@@ -101,12 +112,21 @@ def outcomes(rows: Sequence[Row], seed: int, limit: float) -> Iterator[tuple[Row
             process.close()
 
 
-def _within(future: concurrent.futures.Future[Json], process: _Process, seconds: float, limit: float) -> Json:
+def _timing(process: _Process, pool: concurrent.futures.Executor, left: float) -> Json:
+    """Lets a process that has compiled time, as long as the budget lasts."""
+    if left <= 0:
+        return {"failed": SPENT}
+    process.go()
+    late = SPENT if left < TIMING_SECONDS else f"not timed in {TIMING_SECONDS} s"
+    return _within(pool.submit(process.next), process, min(left, TIMING_SECONDS), late)
+
+
+def _within(future: concurrent.futures.Future[Json], process: _Process, seconds: float, late: str) -> Json:
     try:
         return future.result(timeout=max(seconds, 0.0))
     except concurrent.futures.TimeoutError:
         process.kill()
-        return {"failed": f"not compiled in {limit:.0f} s"}
+        return {"failed": late}
 
 
 def merge(result: Json, mode: str, found: Json) -> None:

@@ -18,6 +18,7 @@ from bench.timing import Effort
 FULL = Effort(least=3, most=15, seconds=1.5, sample_seconds=0.02)
 QUICK = Effort(least=2, most=5, seconds=0.5, sample_seconds=0.005, hooks=False)
 COMPILE_SHARE = 0.4  # of the budget that is kept for torch.compile
+COMPILING_SHARE = 0.6  # of what is left then: the rest is for timing
 
 
 class _Run:
@@ -75,11 +76,11 @@ class _Run:
         """Measure torch.compile beside those of ``rows`` that were measured."""
         measured = {result["name"]: result for result in done if "ratios" in result}
         wanted = [row for row in rows if row.compiles and row.name in measured]
-        limit = min(gpu_compiled.LIMIT_SECONDS, 0.7 * self.left())
+        limit = min(gpu_compiled.LIMIT_SECONDS, COMPILING_SHARE * self.left())
         if not (wanted and self.compiles and limit > 0):
             return
         print(f"\ntorch.compile, at most {limit:.0f} s", flush=True)
-        for row, mode, found in gpu_compiled.outcomes(wanted, self.seed, limit):
+        for row, mode, found in gpu_compiled.outcomes(wanted, self.seed, limit, self.left):
             gpu_compiled.merge(measured[row.name], mode, found)
             if mode == gpu_compiled.MODES[-1]:
                 self.keep(measured[row.name])

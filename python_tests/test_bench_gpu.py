@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 
 import pytest
@@ -254,7 +255,17 @@ def test_a_process_compiles_then_times(tiny, tmp_path, capsys, monkeypatch):
     assert row["compile"] == {mode: {"seconds": 0.0} for mode in gpu_compiled.MODES}
 
 
-PRINTS = "print('noise'); print('{\"seconds\": 2.5}', flush=True); assert input() == 'go'; "
+def stand_in_processes(monkeypatch, code):
+    """Start this code, with the number of the process, instead of what compiles."""
+    popen, numbers = gpu_compiled.subprocess.Popen, itertools.count()
+    monkeypatch.setattr(
+        gpu_compiled.subprocess,
+        "Popen",
+        lambda arguments, **given: popen([arguments[0], "-c", code, str(next(numbers))], **given),
+    )
+
+
+PRINTS = "import sys, time; print('noise'); print('{\"seconds\": 2.5}', flush=True); assert input() == 'go'; "
 
 
 @pytest.mark.parametrize(
@@ -268,15 +279,22 @@ PRINTS = "print('noise'); print('{\"seconds\": 2.5}', flush=True); assert input(
     ids=["compiled", "failed later", "failed", "too slow"],
 )
 def test_processes_that_compile(monkeypatch, code, expected):
-    popen = gpu_compiled.subprocess.Popen
-    monkeypatch.setattr(
-        gpu_compiled.subprocess,
-        "Popen",
-        lambda arguments, **given: popen([arguments[0], "-c", code], **given),
-    )
+    stand_in_processes(monkeypatch, code)
     limit = 1.0 if "sleep" in code else 30.0
-    found = list(gpu_compiled.outcomes([tick_row()], 0, limit))
+    found = list(gpu_compiled.outcomes([tick_row()], 0, limit, lambda: 30.0))
     assert [(mode, result) for _, mode, result in found] == [(mode, expected) for mode in gpu_compiled.MODES]
+
+
+def test_a_spent_budget_stops_timing(monkeypatch):
+    """What has compiled is timed while the clock allows it, and stopped in the middle where it does not."""
+    stand_in_processes(
+        monkeypatch, PRINTS + "print('{\"hot\": 1}') if sys.argv[1] == '0' else time.sleep(60)"
+    )
+    clock = iter([30.0, 0.5, 0.0, -3.0])
+    rows = [tick_row(), tick_row()]
+    found = list(gpu_compiled.outcomes(rows, 0, 30.0, lambda: next(clock)))
+    spent = {"seconds": 2.5, "failed": "not measured: the budget is spent"}
+    assert [result for _, _, result in found] == [{"seconds": 2.5, "hot": 1}, spent, spent, spent]
 
 
 def test_compiled_rows_are_merged_and_written(tiny, tmp_path, monkeypatch):
