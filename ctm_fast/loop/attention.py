@@ -1,4 +1,4 @@
-"""The query path inside the native tick loop: action synchronisation, query projections, attention.
+"""The query path inside the tick loop: action synchronisation, query projections, attention.
 
 Letters: T ticks, B batch, d input width, h heads, L tokens, P action pairs, R rows (tick, batch).
 """

@@ -1,4 +1,4 @@
-"""The backward pass of the native tick loop, tick by tick, then all weight gradients over all ticks at once.
+"""The backward pass of the tick loop, tick by tick, then all weight gradients over all ticks at once.
 
 Letters: T ticks, B batch, D neurons, M memory length, d input width, h heads, L tokens, P action pairs, K sets of
 keys and values, G given inputs.
@@ -140,8 +140,9 @@ class LoopBackward:
         dkeys, dvalues = torch.zeros_like(a.keys), torch.zeros_like(a.values)
         for k in range(a.keys.shape[0]):
             ticks = [t for t, i in enumerate(self.loop.inputs) if i == k]
-            dkeys[k] = self._over_ticks(self.q, self.dscores, ticks)
-            dvalues[k] = self._over_ticks(self.dheads, self.weights, ticks)
+            if ticks:
+                dkeys[k] = self._over_ticks(self.q, self.dscores, ticks)
+                dvalues[k] = self._over_ticks(self.dheads, self.weights, ticks)
         return dkeys, dvalues
 
     def _over_ticks(self, left: Tensor, right: Tensor, ticks: list[int]) -> Tensor:
@@ -153,7 +154,9 @@ class LoopBackward:
 
     def _of(self, ticks: list[int], x: Tensor) -> Tensor:
         """``x`` (T, ...) of these ticks, without an index that a GPU would wait for."""
-        return x if len(ticks) == self.ticks else torch.stack([x[t] for t in ticks])
+        if len(ticks) == self.ticks:
+            return x
+        return torch.stack([x[t] for t in ticks]) if ticks else x[:0]
 
     def _parameters(self) -> tuple[Tensor | None, ...]:
         attention = self._attention_parameters() if self.attention else ()

@@ -1,4 +1,4 @@
-"""What a native tick loop is told: its trainable tensors, and what to do at which tick.
+"""What a tick loop is told: its trainable tensors, and what to do at which tick.
 
 Letters: T ticks, d input width, P action pairs.
 """

@@ -9,27 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ctm_fast.ops.device import line, put_line, sigmoid
-
-GOLDEN = tl.constexpr(0x9E3779B1)
-
-
-@triton.jit
-def row_key(seed, row):
-    """Key of a row's dropout mask as ``ops.dropout.row_keys``."""
-    x = (row + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + tl.load(seed).to(tl.uint64)
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return ((x ^ (x >> 31)) >> 32).to(tl.uint32)
+from ctm_fast.ops.device import GOLDEN, kept, line, put_line, root, row_key, sigmoid
 
 
 @triton.jit
 def keep(key, i, threshold, scale):
-    """Dropout mask of a row's elements ``i`` as ``ops.dropout.keep_mask``."""
-    x = (i.to(tl.int64) * GOLDEN).to(tl.uint32) + key
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return tl.where((x ^ (x >> 16)) >= threshold.to(tl.uint32), scale, 0.0)
+    """Dropout mask of a row's elements ``i``."""
+    return kept((i.to(tl.int64) * GOLDEN).to(tl.uint32) + key, threshold, scale)
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -46,7 +32,7 @@ def normalise(x, inside, width, EPS: tl.constexpr):
     """LayerNorm before weight and bias, and the factor it scaled by."""
     centred = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
     variance = tl.sum(centred * centred, 0) / width + EPS
-    scale = 1 / (tl.sqrt(variance) if variance.dtype == tl.float64 else tl.sqrt_rn(variance))
+    scale = 1 / root(variance)
     return centred * scale, scale
 
 
@@ -184,6 +170,7 @@ def attend_kernel(
         w = tl.where(i < tokens, tl.exp(line(own, i, tokens) - top) / total, 0.0)
         if DROP:
             w *= keep(row_key(seed, first_row + row), head * tokens + i, threshold, scale)
+        tl.debug_barrier()  # another thread may still read the scores
         put_line(own, w, i, tokens)
         read += tl.sum(w[None, :] * tile(values + plane, j, l0, width, tokens, BLOCK_L), 1)
     put_line(out + row * out_row + head * width, read, j, width)
@@ -212,6 +199,7 @@ def attend_backward_kernel(
             mask = keep(row_key(seed, first_row + row), head * tokens + i, threshold, scale)
             put_line(dropped + own, w * mask, i, tokens)
             d *= mask
+        tl.debug_barrier()  # another thread may still read the scores
         put_line(weights + own, w, i, tokens)
         put_line(dscores + own, d, i, tokens)
         mean += tl.sum(w * d, 0)
@@ -220,6 +208,7 @@ def attend_backward_kernel(
     for l0 in range(0, tokens, BLOCK_L):
         i = l0 + tl.arange(0, BLOCK_L)
         d = line(weights + own, i, tokens) * (line(dscores + own, i, tokens) - mean)
+        tl.debug_barrier()  # another thread may still read them
         put_line(dscores + own, d, i, tokens)
         total_dq += tl.sum(d[None, :] * tile(keys + plane, j, l0, width, tokens, BLOCK_L), 1)
     put_line(dq + row * dq_row + head * width, total_dq, j, width)

@@ -1,4 +1,4 @@
-"""The synapse network inside the native tick loop: linear maps by torch, everything between them fused.
+"""The synapse network inside the tick loop: linear maps by torch, everything between them fused.
 
 A network is a list of stages, each a linear map and what follows it. The input is the concatenation [x | z] of the
 tick's input and the post-activations; it is never built, its two halves are multiplied separately. What autograd

@@ -17,17 +17,17 @@ from ctm_fast.loop.attention import Attention
 from ctm_fast.loop.synapses import SynapseGradients, Synapses
 from ctm_fast.ops.linear import Product, outer_product
 from ctm_fast.ops.sync.arguments import GatherPlan, gather_plan
-from ctm_fast.ops.sync.triton import MOST_PAIRS, all_betas, gather, sync_backward
+from ctm_fast.ops.sync.triton import MOST_PAIRS, all_betas, gather, pair_gradients
 from ctm_fast.ops.triton import block, device_of, masks
 
-ROW_GROUPS = 32  # programs that share a backward's rows, each with its own sums of the norms' gradients
+ROW_GROUPS = 128  # programs that share a backward's rows, each with its own sums of the norms' gradients
 LARGEST_TILE = 4096  # elements of keys or values that a program holds at once; half as many of 64 bits
 
 
 def row_sizes(width: int) -> dict[str, int]:
     """Block and warps of a program that holds a row of ``width``."""
     size = block(width, 32, 1 << 30)
-    return {"BLOCK": size, "num_warps": block(size // 128, 1, 32)}
+    return {"BLOCK": size, "num_warps": block(size // 256, 1, 8) if size <= 2048 else 32}
 
 
 def tile_sizes(width: int, tokens: int, wide: bool) -> dict[str, int]:
@@ -160,9 +160,11 @@ class DeviceAttention(Attention):
 
     def decay_gradient(self, ds: Tensor) -> Tensor:
         """Gradient of the raw decay from that of the action synchronisation of all ticks (T, B, P)."""
-        zeros, none = self.zeros(), torch.zeros_like(self.r)
-        z, w = self.z[: self.loop.ticks], self.w.decay
-        return sync_backward(ds, zeros, none, z, self.left, self.right, w, zeros, none, False)[1]
+        zeros, none, z = self.zeros(), torch.zeros_like(self.r), self.z[: self.loop.ticks]
+        _, _, dr, _ = pair_gradients(
+            ds, zeros, none, z, self.left, self.right, self.r, zeros, none, last=False
+        )
+        return -self.r * dr.sum(0)
 
     def attend(self, t: int, q: Tensor, weights: Tensor, out: Tensor) -> None:
         """Heads' output (B, d) of tick ``t`` into ``out``, attention weights (B, h, L) into ``weights``."""

@@ -5,6 +5,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+GOLDEN = tl.constexpr(0x9E3779B1)
+
+
+@triton.jit
+def row_key(seed, row):
+    """Keys of rows' dropout masks as ``ops.dropout.row_keys``."""
+    x = (row + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + tl.load(seed).to(tl.uint64)
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
+    return ((x ^ (x >> 31)) >> 32).to(tl.uint32)
+
+
+@triton.jit
+def kept(x, threshold, scale):
+    """Dropout masks as ``ops.dropout.keep_mask``: ``scale`` where kept; ``x`` is an element's number and its key."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return tl.where((x ^ (x >> 16)) >= threshold.to(tl.uint32), scale, 0.0)
+
+
+@triton.jit
+def root(x):
+    """Square root, rounded to nearest."""
+    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
+
 
 @triton.jit
 def line(row, i, count):

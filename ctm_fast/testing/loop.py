@@ -7,7 +7,8 @@ from typing import Any
 from ctm_fast.testing.kernels import Kernel
 
 NORMS = {"EPS": 1e-5, "OUTER_EPS": 1e-5}
-WIDTHS = ((1024, "float32"), (4096, "float32"), (1024, "float64"))  # of synapse stages: parity, imagenet
+# Of synapse stages: parity, mazes large, imagenet.
+WIDTHS = ((1024, "float32"), (2048, "float32"), (4096, "float32"), (1024, "float64"))
 HEADS = ((64, 64), (32, 225))  # width of a head and tokens: parity, mazes large
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GOLDEN = tl.constexpr(0x9E3779B1)
+from ctm_fast.ops.device import GOLDEN, kept, row_key
 
 
 @triton.jit
@@ -54,21 +54,17 @@ def first_place(c, HIDDEN: tl.constexpr):
 
 @triton.jit
 def row_keys(seed, rows, d):
-    """Keys of the rows' dropout masks as ``ops.dropout.row_keys``, moved on to neuron ``d``."""
-    x = (rows + 1).to(tl.uint64) * 0x9E3779B97F4A7C15 + tl.load(seed).to(tl.uint64)
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return ((x ^ (x >> 31)) >> 32).to(tl.uint32) + (d * GOLDEN).to(tl.uint32)
+    """Keys of the rows' dropout masks, moved on to neuron ``d``."""
+    return row_key(seed, rows) + (d * GOLDEN).to(tl.uint32)
 
 
 @triton.jit
 def keep(drop, slots):
-    """Dropout masks (R, slots) as ``ops.dropout.keep_mask``; slot m is an input, M + h a hidden activation."""
+    """Dropout masks (R, slots); slot m is an input, M + h a hidden activation."""
     keys, neurons, threshold, scale = drop
-    x = (slots.to(tl.int64) * neurons * GOLDEN).to(tl.uint32)[None, :] + keys[:, None]
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return tl.where((x ^ (x >> 16)) >= threshold.to(tl.uint32), scale, 0.0)
+    return kept(
+        (slots.to(tl.int64) * neurons * GOLDEN).to(tl.uint32)[None, :] + keys[:, None], threshold, scale
+    )
 
 
 @triton.jit

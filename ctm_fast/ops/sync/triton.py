@@ -12,18 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ctm_fast.ops.device import root
 from ctm_fast.ops.sync import reference
 from ctm_fast.ops.sync.arguments import GatherPlan, checked_pairs, gather_plan
 from ctm_fast.ops.triton import block, device_of
 
 MOST_PAIRS = 256
 MOST_NEURONS = 128
-
-
-@triton.jit
-def root(x):
-    """Square root, rounded to nearest."""
-    return tl.sqrt(x) if x.dtype == tl.float64 else tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -202,28 +197,35 @@ def sync_forward(
     return s, *after
 
 
+def pair_gradients(
+    ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, r: Tensor, alpha: Tensor,
+    beta: Tensor, last: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of the products (T, B, P) and, of every sample (B, P), of alpha, rate and beta; checked pairs."""
+    (ticks, batch, _), pairs = z.shape, r.shape[0]
+    size, products = block(pairs, 32, MOST_PAIRS), z.new_empty(ticks, batch, pairs)
+    found = [z.new_empty(batch, pairs) for _ in range(3)]
+    betas = all_betas(r, beta, ticks)
+    with device_of(z):
+        backward_kernel[batch, triton.cdiv(pairs, size)](
+            z, left, right, r, alpha.contiguous(), betas, ds.contiguous(), dalpha.contiguous(), dbeta.contiguous(),
+            products, *found, ticks, batch, pairs, *z.stride(), LAST=last, BLOCK=size,
+        )  # fmt: skip
+    return products, *found
+
+
 def sync_backward(
     ds: Tensor, dalpha: Tensor, dbeta: Tensor, z: Tensor, left: Tensor, right: Tensor, decay: Tensor,
     alpha: Tensor, beta: Tensor, last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The registered backward: gradients of z, decay, alpha and beta."""
     left, right = checked_pairs(z, left, right)
-    ticks, batch, _ = z.shape
-    pairs = decay.shape[0]
+    ticks, batch, neurons = z.shape
     r = torch.exp(-decay).contiguous()
-    if not batch * pairs:
-        ds = z.new_zeros(ticks, batch, pairs)
+    if not alpha.numel():
+        ds = z.new_zeros(ticks, batch, r.shape[0])
         return reference.sync_backward(ds, dalpha, dbeta, z, left.long(), right.long(), decay, alpha, beta)
-    size = block(pairs, 32, MOST_PAIRS)
-    blocks = triton.cdiv(pairs, size)
-    betas, products = all_betas(r, beta, ticks), z.new_empty(ticks, batch, pairs)
-    found = [z.new_empty(batch, pairs) for _ in range(3)]
-    with device_of(z):
-        backward_kernel[batch, blocks](
-            z, left, right, r, alpha.contiguous(), betas, ds.contiguous(), dalpha.contiguous(), dbeta.contiguous(),
-            products, *found, ticks, batch, pairs, *z.stride(), LAST=last, BLOCK=size,
-        )  # fmt: skip
-    galpha, gr, gbeta = found
+    products, galpha, gr, gbeta = pair_gradients(ds, dalpha, dbeta, z, left, right, r, alpha, beta, last)
     dz = z.new_empty(z.shape)
-    gather(products, z, gather_plan(left, right, z.shape[2]), dz, add=False)
+    gather(products, z, gather_plan(left, right, neurons), dz, add=False)
     return dz, -r * gr.sum(0), galpha, gbeta.sum(0)
