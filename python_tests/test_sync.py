@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ctm_fast import ops
+from ctm_fast.ops import checks
 from ctm_fast.ops.sync import reference
-from ctm_fast.ops.sync.arguments import gather_plan
+from ctm_fast.ops.sync.arguments import checked_pairs, gather_plan
 from ctm_fast.testing import CASES, OpCase, cotangents, leaf
 from ctm_fast.testing.sync import sync_inputs
 
@@ -296,3 +297,28 @@ def test_the_plan_of_the_gather_is_kept_until_an_index_changes() -> None:
     assert first.pair.tolist() == [0, 0, 1, 1, 2, 2] and first.other.tolist() == [1, 0, 2, 1, 2, 2]
     left[0] = 3
     assert gather_plan(left, right, 4).starts.tolist() == [0, 0, 2, 5, 6]
+
+
+class OnGpu(Tensor):
+    """An index that claims to be on a GPU; what is made from it claims nothing."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    is_cuda = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_what_is_kept_of_an_index_is_no_tensor_of_inference_mode(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = (torch.tensor(x, dtype=dtype).as_subclass(OnGpu) for x in ([0, 2, 2], [1, 1, 2]))
+    z, read = torch.zeros(1, 1, 4), checks.indices
+    reads: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(checks, "indices", lambda *x: reads.append(x[1]) or read(*x))
+    with torch.inference_mode():
+        first = checked_pairs(z, left, right)
+        plan = gather_plan(*first, 4)
+    taken = checked_pairs(z, left, right)
+    assert reads == ["left", "right"]
+    assert not any(x.is_inference() for x in (*first, *taken, *plan))
+    assert gather_plan(*taken, 4) is plan

@@ -57,10 +57,13 @@ def _checked_index(name: str, index: Tensor, neurons: int) -> Tensor:
     if known is not None and known.neurons == neurons and known.version == index._version:
         return known.taken
     checks.indices("sync", name, index, neurons)
-    made = index.to(torch.int32).contiguous()
-    if index.is_cuda and not index.is_inference():
-        _checked[index] = _Checked(neurons, index._version, made.clone() if made is index else made)
-    return made
+    if not index.is_cuda or index.is_inference():
+        return index.to(torch.int32).contiguous()
+    # A tensor made in inference mode has no version: what takes it would read its values every time.
+    with torch.inference_mode(False):
+        taken = index.to(torch.int32, copy=True).contiguous()
+    _checked[index] = _Checked(neurons, index._version, taken)
+    return taken
 
 
 def gather_plan(left: Tensor, right: Tensor, neurons: int) -> GatherPlan:
@@ -72,7 +75,8 @@ def gather_plan(left: Tensor, right: Tensor, neurons: int) -> GatherPlan:
         return _gather_plan(left, right, neurons)
     source, known = (neurons, left._version, right._version), _plans.get(left)
     if known is None or known.source != source or known.right() is not right:
-        known = _Planned(source, weakref.ref(right), _gather_plan(left, right, neurons))
+        with torch.inference_mode(False):
+            known = _Planned(source, weakref.ref(right), _gather_plan(left, right, neurons))
         _plans[left] = known
     return known.plan
 
