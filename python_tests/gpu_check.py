@@ -20,10 +20,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 510.0
-BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS, BENCH_SECONDS = 240.0, 180.0, 80.0, 230.0
-OVERRUN_SECONDS = 45.0  # of a benchmark: the row under way, and what compiled in time is timed
+BUILD_SECONDS, TEST_SECONDS, BENCH_SECONDS, SANITIZER_SECONDS = 240.0, 210.0, 300.0, 120.0
+BENCH_KEPT, SANITIZER_KEPT = 110.0, 80.0  # of the shared time, by the steps before
+OVERRUN_SECONDS = 25.0  # of a benchmark: torch is imported before, and the row under way ends
+PROBE_SECONDS, LEAST_SECONDS = 40.0, 5.0
+PROCESSES = 12
+TOOLKIT = "/usr/local/cuda/bin"
+NO_TIME = "left out: no time left (make gpu-test runs it)"
 MARKS = "(needs_gpu or needs_cuda) and not slow"
+GPU_FILES = r"needs_gpu|needs_cuda|device: str"
 SANITIZED = "sanitized and (needs_gpu or needs_cuda)"
+SANITIZED_FILES = r"mark\.sanitized"
 SANITIZER_ERROR = 86
 PROBE = "import torch; print(float(torch.ones(8, device='cuda').sum()))"
 
@@ -62,9 +69,13 @@ class Check:
         for folder in (results, logs):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def seconds(self, most: float) -> float:
-        """How long a step may take."""
-        return max(min(most, self.end - time.monotonic()), 1.0)
+    def left(self) -> float:
+        """Seconds until all must have ended; negative afterwards."""
+        return self.end - time.monotonic()
+
+    def seconds(self, most: float, kept: float = 0.0) -> float:
+        """How long a step may take where so much is kept for those behind it."""
+        return max(min(most, self.left() - kept), 1.0)
 
     def run(
         self, commands: Sequence[Sequence[str]], log: str, most: float, **variables: str
@@ -98,16 +109,18 @@ class Check:
             ".",
         ]
         start = time.monotonic()
-        (done,) = self.run([[*pip, "-Cbuild-dir=build/gpu"]], "build.log", BUILD_SECONDS, CTM_FAST_CUDA="on")
+        variables = {"CTM_FAST_CUDA": "on", "CUDACXX": compiler() or "nvcc"}
+        (done,) = self.run([[*pip, "-Cbuild-dir=build/gpu"]], "build.log", BUILD_SECONDS, **variables)
         words = "built" if done.status == 0 else _last(done)
         return Outcome("build", time.monotonic() - start, done.status != 0, words)
 
-    def test(self, jobs: int) -> Outcome:
+    def test(self, jobs: int, kept: float = 0.0) -> Outcome:
         """All tests that need a GPU, in so many processes: Triton compiles for most of the time."""
         start = time.monotonic()
-        commands = [pytest(MARKS, f"--shard={i}/{jobs}") for i in range(jobs)]
+        commands = [pytest(MARKS, GPU_FILES, f"--shard={i}/{jobs}") for i in range(jobs)]
         threads = str(max((os.cpu_count() or 1) // jobs, 1))
-        found = self.run(commands, "tests.log", TEST_SECONDS, **TEST_VARIABLES, OMP_NUM_THREADS=threads)
+        most = self.seconds(TEST_SECONDS, kept)
+        found = self.run(commands, "tests.log", most, **TEST_VARIABLES, OMP_NUM_THREADS=threads)
         counts = counted(done.output for done in found)
         stopped = sum(done.status is None for done in found)
         failed = any(done.status not in (0, 5) for done in found)
@@ -119,36 +132,36 @@ class Check:
         return Outcome("tests", time.monotonic() - start, failed or not counts.get("passed"), words)
 
     def sanitize(self) -> list[Outcome]:
-        """The small tests again under compute-sanitizer; says so where it is missing or cannot open the device."""
+        """The small tests again under compute-sanitizer; says why where it cannot be run."""
         start = time.monotonic()
-        tool = shutil.which("compute-sanitizer") or shutil.which(
-            "compute-sanitizer", path="/usr/local/cuda/bin"
-        )
-        if tool is None:
-            return [Outcome("sanitizer", 0.0, False, "left out: compute-sanitizer is not on PATH")]
-        base = [
-            tool,
-            "--error-exitcode",
-            str(SANITIZER_ERROR),
-            "--target-processes",
-            "application-only",
-            "--tool",
-        ]
-        probe = [*base, "memcheck", *TOOLS["memcheck"], sys.executable, "-c", PROBE]
-        (opened,) = self.run([probe], "sanitizer.log", SANITIZER_SECONDS / 2)
-        if opened.status != 0 or "ERROR SUMMARY: 0 errors" not in opened.output:
-            why = f"left out: compute-sanitizer cannot open the device: {_last(opened)}"
+
+        def left_out(why: str) -> list[Outcome]:
             return [Outcome("sanitizer", time.monotonic() - start, False, why)]
-        commands = [[*base, name, *options, *pytest(SANITIZED)] for name, options in TOOLS.items()]
+
+        tool = installed("compute-sanitizer")
+        if tool is None:
+            return left_out(f"left out: compute-sanitizer is neither on PATH nor in {TOOLKIT}")
+        if self.left() < LEAST_SECONDS:
+            return left_out(NO_TIME)
+        base = [tool, *COMMON, "--tool"]
+        probe = [*base, "memcheck", *TOOLS["memcheck"], sys.executable, "-c", PROBE]
+        (opened,) = self.run([probe], "sanitizer.log", PROBE_SECONDS)
+        if opened.status is None and self.left() < LEAST_SECONDS:
+            return left_out(NO_TIME)
+        if opened.status != 0 or "ERROR SUMMARY: 0 errors" not in opened.output:
+            why = f"not in {PROBE_SECONDS:.0f} s" if opened.status is None else _last(opened)
+            return left_out(f"left out: compute-sanitizer cannot open the device: {why}")
+        tests = pytest(SANITIZED, SANITIZED_FILES)
+        commands = [[*base, name, *options, *tests] for name, options in TOOLS.items()]
         variables = {**TEST_VARIABLES, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         found = self.run(commands, "sanitizer.log", SANITIZER_SECONDS, **variables)
         seconds = time.monotonic() - start
         return [Outcome(name, seconds, *verdict(done)) for name, done in zip(TOOLS, found, strict=True)]
 
-    def bench(self, label: str) -> Outcome:
+    def bench(self, label: str, kept: float = 0.0) -> Outcome:
         """The benchmark of the GPU, printed as it goes, and its table."""
         start, path = time.monotonic(), self.results / f"{label}.json"
-        budget = max(self.seconds(BENCH_SECONDS + OVERRUN_SECONDS) - OVERRUN_SECONDS, 1.0)
+        budget = max(self.seconds(BENCH_SECONDS + OVERRUN_SECONDS, kept) - OVERRUN_SECONDS, 1.0)
         command = [
             sys.executable,
             "-m",
@@ -164,6 +177,7 @@ class Check:
         return Outcome("benchmark", time.monotonic() - start, done.status != 0, words)
 
 
+COMMON = ("--error-exitcode", str(SANITIZER_ERROR), "--target-processes", "application-only")
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # and their own options
 TEST_VARIABLES = {"TRITON_INTERPRET": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
@@ -190,18 +204,27 @@ def _last(done: Finished) -> str:
     return lines[-1][:120] if lines else f"exit status {done.status}"
 
 
-def files_for_gpus() -> list[str]:
-    """The files with tests for a GPU: others may import what is not installed there."""
-    wanted = re.compile(r"needs_gpu|needs_cuda|sanitized|device: str")
+def installed(name: str) -> str | None:
+    """A tool of CUDA's toolkit, which need not be on PATH."""
+    return shutil.which(name) or shutil.which(name, path=TOOLKIT)
+
+
+def compiler() -> str | None:
+    """nvcc as CMake is told to find it."""
+    return os.environ.get("CUDACXX") or installed("nvcc")
+
+
+def files_with(pattern: str) -> list[str]:
+    """The test files that hold a pattern: others may import what is not installed on a GPU's machine."""
     files = sorted((ROOT / "python_tests").glob("test_*.py"))
-    return [str(path.relative_to(ROOT)) for path in files if wanted.search(path.read_text())]
+    return [str(path.relative_to(ROOT)) for path in files if re.search(pattern, path.read_text())]
 
 
-def pytest(marks: str, *options: str) -> list[str]:
-    """A pytest command for these marks that needs no further plugin and whose warnings fail nothing."""
-    plugins = ["-p", "pytest_benchmark.plugin", "-p", "no:cacheprovider", "-o", "minversion=7"]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins]
-    return [*command, "-W", "default", "-m", marks, *options, *files_for_gpus()]
+def pytest(marks: str, pattern: str, *options: str) -> list[str]:
+    """A pytest command for these marks in files that hold a pattern: needs no plugin, warnings fail nothing."""
+    settings = ["-o", "minversion=7", "-o", "addopts=-ra --strict-markers", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", *settings]
+    return [*command, "-W", "default", "-m", marks, *options, *files_with(pattern)]
 
 
 def counted(outputs: Iterable[str]) -> dict[str, int]:
@@ -217,27 +240,23 @@ def counted(outputs: Iterable[str]) -> dict[str, int]:
 def verdict(done: Finished) -> tuple[bool, str]:
     """Whether a run under compute-sanitizer failed, and its summary."""
     if done.status is None:
-        return False, "not finished in time"
+        errors = re.findall(r"^=+ (Invalid .*|Error: .*|Warning: Race .*)", done.output, re.MULTILINE)
+        return bool(errors), errors[0] if errors else "not finished in time"
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.output)
     return done.status != 0, summary[-1] if summary and done.status in (0, SANITIZER_ERROR) else _last(done)
 
 
-def gpu_label() -> str:
-    """The GPU's name as a file name; empty where torch sees none."""
-    import torch
-
+def gpu() -> tuple[str, str]:
+    """The GPU's name as a file name, or why nothing can be run; the other is empty."""
+    try:
+        import torch
+    except ImportError as error:
+        return "", f"{sys.executable} must have torch: {error}"
     if not torch.cuda.is_available():
-        return ""
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
-
-
-def refusal(label: str) -> str:
-    """Why nothing can be run; empty where it can."""
-    if not label:
-        return f"{sys.executable} must have a torch that sees a GPU"
-    if shutil.which("nvcc") is None:
-        return "nvcc must be on PATH"
-    return ""
+        return "", f"{sys.executable} must have a torch that sees a GPU"
+    if compiler() is None:
+        return "", f"nvcc must be on PATH or in {TOOLKIT}, or named by CUDACXX"
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-"), ""
 
 
 def write_table(check: Check, label: str) -> list[str]:
@@ -267,8 +286,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in ("test", "bench", "check"):
         print("usage: gpu_check.py test|bench|check", file=sys.stderr)
         return 2
-    label = gpu_label()
-    if reason := refusal(label):
+    label, reason = gpu()
+    if reason:
         print(f"gpu-check: {reason}", file=sys.stderr)
         return 2
     chosen = os.environ.get("GPU_RESULTS")
@@ -278,15 +297,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(half: str, check: Check, label: str) -> int:
     """Build, then what was asked for; a failing half does not stop the other."""
+    tests, bench = half in ("test", "check"), half in ("bench", "check")
     found = [_shown(check.build())]
     lines: list[str] = []
     if not found[0].failed:
-        if half in ("test", "check"):
-            found.append(_shown(check.test(max(min((os.cpu_count() or 1) // 2, 8), 1))))
-        if half in ("bench", "check"):
-            found.append(_shown(check.bench(label)))
+        kept = SANITIZER_KEPT if tests else 0.0
+        if tests:
+            jobs = max(min((os.cpu_count() or 1) * 3 // 4, PROCESSES), 1)
+            found.append(_shown(check.test(jobs, kept + (BENCH_KEPT if bench else 0.0))))
+        if bench:
+            found.append(_shown(check.bench(label, kept)))
             lines = write_table(check, label)
-        if half in ("test", "check"):  # last: it takes what time is left
+        if tests:  # last: what it can do depends on the time that is left
             found += [_shown(outcome) for outcome in check.sanitize()]
     print("", *lines, "", *found, f"logs in {check.logs}", sep="\n", flush=True)
     return int(any(outcome.failed for outcome in found))

@@ -53,6 +53,8 @@ def test_a_step_has_what_is_left(check):
     assert check.seconds(10) == 10
     check.end = time.monotonic() + 3
     assert 2 < check.seconds(10) <= 3
+    check.end = time.monotonic() + 8
+    assert 4 < check.seconds(10, kept=3) <= 5
     check.end = 0
     assert check.seconds(10) == 1
 
@@ -79,10 +81,9 @@ def test_testing_in_shards(check, monkeypatch, capsys, second, failed, words):
     commands = stand_in(monkeypatch, Finished(0, PASSED), second)
     found = check.test(2)
     assert (found.failed, found.words) == (failed, words)
-    assert [command[-len(gpu_check.files_for_gpus()) - 1] for command in commands] == [
-        "--shard=0/2",
-        "--shard=1/2",
-    ]
+    files = gpu_check.files_with(gpu_check.GPU_FILES)
+    assert "python_tests/test_triton_loop.py" in files
+    assert [command[-len(files) - 1] for command in commands] == ["--shard=0/2", "--shard=1/2"]
     assert ("FAILED a" in capsys.readouterr().out) == ("failed" in words)
 
 
@@ -94,22 +95,50 @@ def test_no_test_at_all_is_a_failure(check, monkeypatch):
 def test_a_missing_sanitizer_is_said(check, monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
     (found,) = check.sanitize()
-    assert (found.failed, found.words) == (False, "left out: compute-sanitizer is not on PATH")
+    assert not found.failed
+    assert found.words == "left out: compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin"
 
 
 OPENED = Finished(0, "8.0\n========= ERROR SUMMARY: 0 errors\n")
 
 
-def test_a_sanitizer_that_cannot_open_the_device_is_said(check, monkeypatch):
+@pytest.fixture
+def _has_sanitizer(monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/bin/compute-sanitizer")
-    stand_in(monkeypatch, Finished(1, "========= Error: Device not supported\n"))
+
+
+@pytest.mark.usefixtures("_has_sanitizer")
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        (Finished(1, "========= Error: Device not supported\n"), "========= Error: Device not supported"),
+        (Finished(None, "========= COMPUTE-SANITIZER\n"), "not in 40 s"),
+    ],
+    ids=["refused", "hangs"],
+)
+def test_a_sanitizer_that_cannot_open_the_device_is_said(check, monkeypatch, probe, words):
+    stand_in(monkeypatch, probe)
     (found,) = check.sanitize()
     assert not found.failed
-    assert found.words.endswith("cannot open the device: ========= Error: Device not supported")
+    assert found.words.endswith(f"cannot open the device: {words}")
 
 
+@pytest.mark.usefixtures("_has_sanitizer")
+@pytest.mark.parametrize("before", [True, False], ids=["before", "during"])
+def test_a_sanitizer_without_time_is_said(check, monkeypatch, before):
+    def run(self, *_, **__):
+        assert not before
+        self.end = time.monotonic()
+        return [Finished(None, "")]
+
+    monkeypatch.setattr(Check, "run", run)
+    check.end = time.monotonic() + (1 if before else 10)
+    (found,) = check.sanitize()
+    assert (found.failed, found.words) == (False, "left out: no time left (make gpu-test runs it)")
+
+
+@pytest.mark.usefixtures("_has_sanitizer")
 def test_findings_of_the_sanitizer_fail(check, monkeypatch):
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: "/bin/compute-sanitizer")
     memory = Finished(86, "========= Invalid write\n========= ERROR SUMMARY: 3 errors\n")
     races = Finished(0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n")
     commands = stand_in(monkeypatch, OPENED, memory, races)
@@ -126,7 +155,8 @@ def test_findings_of_the_sanitizer_fail(check, monkeypatch):
 @pytest.mark.parametrize(
     ("done", "expected"),
     [
-        (Finished(None, ""), (False, "not finished in time")),
+        (Finished(None, "========= COMPUTE-SANITIZER\n"), (False, "not finished in time")),
+        (Finished(None, "..\n========= Invalid write of size 4\n.."), (True, "Invalid write of size 4")),
         (Finished(1, "1 failed in 2.00s\n"), (True, "1 failed in 2.00s")),
     ],
 )
@@ -141,9 +171,9 @@ def test_verdicts(done, expected):
 )  # fmt: skip
 def test_a_failing_half_does_not_stop_the_other(check, monkeypatch, capsys, half, steps):
     monkeypatch.setattr(Check, "build", lambda self: Outcome("build", 1.0, False, "built"))
-    monkeypatch.setattr(Check, "test", lambda self, jobs: Outcome("tests", 2.0, True, "1 failed"))
+    monkeypatch.setattr(Check, "test", lambda self, jobs, kept: Outcome("tests", 2.0, True, "1 failed"))
     monkeypatch.setattr(Check, "sanitize", lambda self: [Outcome("sanitizer", 3.0, False, "left out")])
-    monkeypatch.setattr(Check, "bench", lambda self, label: Outcome("benchmark", 4.0, False, "written"))
+    monkeypatch.setattr(Check, "bench", lambda self, label, kept: Outcome("benchmark", 4.0, False, "written"))
     assert gpu_check.run(half, check, "toy") == (half != "bench")
     table = capsys.readouterr().out.rpartition("\n\n")[2]
     assert [line.split()[0] for line in table.splitlines() if line][:-1] == steps
@@ -160,7 +190,22 @@ def test_the_benchmark_is_told_where_and_how_long(check, monkeypatch, capsys):
     commands = stand_in(monkeypatch, Finished(0, "lines"), Finished(1, "broken"))
     assert not check.bench("nvidia-h200").failed
     assert check.bench("nvidia-h200").words == "broken"
-    assert commands[0][-2:] == ["--budget=230", f"--out={check.results / 'nvidia-h200.json'}"]
+    assert commands[0][-2:] == ["--budget=300", f"--out={check.results / 'nvidia-h200.json'}"]
+
+
+def test_every_step_leaves_time_to_those_behind_it(check, monkeypatch):
+    given = []
+
+    def run(self, commands, log, most, **_):
+        given.append(most)
+        self.end -= most
+        return [Finished(0, PASSED)] * len(commands)
+
+    monkeypatch.setattr(Check, "run", run)
+    gpu_check.run("check", check, "toy")
+    build, tests, bench, *_ = given
+    assert (build, tests) == (240, pytest.approx(80, abs=1))
+    assert bench == pytest.approx(510 - 240 - 80 - gpu_check.SANITIZER_KEPT, abs=2)
 
 
 NOT_THERE = (
@@ -170,6 +215,7 @@ NOT_THERE = (
     "imageio",
     "matplotlib",
     "psutil",
+    "pytest_benchmark",
     "safetensors",
     "tqdm",
     "tyro",
@@ -180,7 +226,8 @@ for name in {names}: sys.modules[name] = None
 import pytest, bench.__main__, bench.gpu_compiled, gpu_check
 from bench.table import find_rows
 assert find_rows([], device="cuda")
-sys.exit(pytest.main(gpu_check.pytest(gpu_check.MARKS, "--collect-only")[3:]))
+command = gpu_check.pytest(gpu_check.MARKS, gpu_check.GPU_FILES, "--collect-only")
+sys.exit(pytest.main(command[3:]))
 """
 
 
@@ -214,14 +261,35 @@ def test_without_a_gpu_nothing_is_built(target, tmp_path):
     assert "must have a torch that sees a GPU" in done.stderr
 
 
-def test_refusals():
+@pytest.fixture
+def gpu_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.delenv("CUDACXX", raising=False)
+
+
+def test_refusals(monkeypatch, capsys):
     assert gpu_check.main(["everything"]) == 2
-    assert gpu_check.refusal("").endswith("must have a torch that sees a GPU")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu_check.main(["check"]) == 2
+    assert f"gpu-check: {sys.executable} must have torch: " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("gpu_there")
 def test_a_missing_compiler_is_refused(monkeypatch):
     monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
-    assert gpu_check.refusal("nvidia-h200") == "nvcc must be on PATH"
+    assert gpu_check.gpu() == ("", "nvcc must be on PATH or in /usr/local/cuda/bin, or named by CUDACXX")
+
+
+@pytest.mark.usefixtures("gpu_there")
+def test_a_compiler_beside_path_is_found_and_used(check, monkeypatch):
+    found = "/usr/local/cuda/bin/nvcc"
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path=None: found if path else None)
+    assert gpu_check.gpu() == ("nvidia-h200", "")
+    variables = {}
+    monkeypatch.setattr(Check, "run", lambda *_, **given: variables.update(given) or [Finished(0, "")])
+    check.build()
+    assert variables["CUDACXX"] == found
 
 
 def test_shards_hold_every_test_once():
