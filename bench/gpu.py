@@ -135,6 +135,18 @@ class Gpu:
         grown: int = self.cuda.max_memory_allocated() - before
         return grown
 
+    def reserved_bytes(self, run: Run) -> int:
+        """What the allocator keeps from the GPU's other users after ``run()``, beyond what it kept before."""
+        before = self._reserved()
+        run()
+        return self._reserved() - before
+
+    def _reserved(self) -> int:
+        self._settle()
+        self.cuda.empty_cache()
+        found: int = self.cuda.memory_reserved()
+        return found
+
     def _settle(self) -> None:
         gc.collect()
         self.cuda.synchronize()

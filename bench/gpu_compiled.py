@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.gpu import Gpu, exact_products
-from bench.gpu_row import add_graphs, build, headline, sampled, times
+from bench.gpu_row import add_forms, build, captured, headline, sampled, times
 from bench.row import COMPILED, REFERENCE, Json, Provider, Row, agreed
 from bench.timing import Effort
 
@@ -166,7 +166,7 @@ def _timed(row: Row, case: Any, compiled: Provider, mode: str, gpu: Gpu) -> Json
     """Ratio to what stands for ctm_fast in this row, seconds per tick, error."""
     expected = [x.clone() for x in case.providers[REFERENCE].check()]
     error = agreed(name_of(mode), expected, compiled.check())
-    add_graphs(row, case, {}, gpu)
+    add_forms(case, captured(case), {})
     own = headline(case)
     case.providers[own].check()
     samples = sampled({own: case.providers[own], COMPILED: compiled}, row, EFFORT, gpu)

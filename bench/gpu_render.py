@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.gpu_compiled import MODES, name_of
-from bench.gpu_row import CAPTURED, GRAPH_REFERENCE
+from bench.gpu_row import CAPTURED, FORMS, GRAPH_NATIVE, GRAPH_OWN, GRAPH_REFERENCE, NATIVE
 from bench.render import duration, mark, padded, table, times
 from bench.row import OWN, REFERENCE, STRONG
 
@@ -13,6 +13,8 @@ Json = dict[str, Any]
 COLUMNS = (
     "row",
     "ctm_fast",
+    "graph of ctm_fast",
+    "native",
     "reference",
     "strong eager",
     "graph of reference",
@@ -20,10 +22,11 @@ COLUMNS = (
     "cold L2",
     "share of floor",
     "peak",
+    "captured keeps",
     "kept",
     "target",
 )
-WIDTHS = (36, 16, 10, 12, 18, 15, 23, 18, 20, 18, 18, 0)
+WIDTHS = (36, 16, 17, 24, 10, 12, 18, 15, 23, 18, 34, 18, 22, 18, 0)
 
 
 def cells(row: Json) -> list[str]:
@@ -34,13 +37,43 @@ def cells(row: Json) -> list[str]:
     return [
         row["name"],
         duration(row["seconds"][row["own"]]) + (" captured" if row["own"] == CAPTURED else ""),
+        _seconds(row, GRAPH_OWN),
+        _native(row),
         *(_ratio(row, baseline) for baseline in baselines),
         _cold(row),
-        f"{row['floor']['share']:.0%} ({row['floor']['of']})",
+        f"{row['floor']['share']:.0%} of {row['floor']['of']}, {_fastest(row)}",
         _bytes(row["peak"][OWN], peak_share(row)),
+        _reserved(row),
         _bytes(row["kept"][OWN]["live"], kept_share(row)) if row["kept"] else "-",
         targets(row),
     ]
+
+
+def _seconds(row: Json, name: str) -> str:
+    if name in row["seconds"]:
+        return duration(row["seconds"][name])
+    return str(row["failed"].get(name, "-")).partition(":")[0]
+
+
+def _native(row: Json) -> str:
+    """Its times, or in full why there are none."""
+    if NATIVE in row["failed"]:
+        return str(row["failed"][NATIVE])
+    plain, graph = _seconds(row, NATIVE), _seconds(row, GRAPH_NATIVE)
+    return plain if graph == "-" else f"{plain}, graph {graph}"
+
+
+def _fastest(row: Json) -> str:
+    """The form of ctm_fast that the share of the floor is of, and its time."""
+    name = row["floor"]["by"]
+    return f"{FORMS[name]} {duration(row['seconds'][name])}"
+
+
+def _reserved(row: Json) -> str:
+    if CAPTURED not in row["reserved"]:
+        return "-"
+    found = row["reserved"][CAPTURED]
+    return f"{found / 1e6:.3g} MB, {times(found / max(row['peak'][OWN], 1))} peak"
 
 
 def _ratio(row: Json, baseline: str) -> str:
@@ -85,7 +118,8 @@ def targets(row: Json) -> str:
             verdict = "not measured" if ratio is None else mark(ratio >= wanted[name])
             found.append(f"{wanted[name]:g}x {name} {verdict}")
     if wanted["floor"] is not None:
-        found.append(f"{wanted['floor']:.0%} of floor {mark(row['floor']['share'] >= wanted['floor'])}")
+        met = mark(row["floor"]["share"] >= wanted["floor"])
+        found.append(f"{wanted['floor']:.0%} of floor {met} ({_fastest(row)})")
     if wanted["peak"] is not None:
         found.append(f"1/{1 / wanted['peak']:.0f} peak {mark(peak_share(row) <= wanted['peak'])}")
     return ", ".join(found)
@@ -116,10 +150,13 @@ def markdown(results: Json) -> str:
     commits = ", ".join(sorted({row["commit"] for row in rows}))
     note = (
         "ctm_fast: median time by CUDA events with warm caches, of a tick (`nlm-`), a memory's step, a training step "
-        "or an inference (captured: under `ctm_fast.capture`). Baselines: how many times longer they take. Cold L2: "
+        "or an inference (captured: under `ctm_fast.capture`); beside it a CUDA graph of the plain call, and (native) "
+        "the CUDA C++ forward of the neuron-level models. Baselines: how many times longer they take. Cold L2: "
         "the time with the second-level cache overwritten before, and the reference's ratio. Share of floor: the "
-        "least time at this machine's own float32 sgemm or copy, over the time taken. Peak: most memory allocated in "
-        "a plain call, parameters left out, and its ratio to the reference's; kept: what a forward holds for backward. "
+        "least time at this machine's own float32 sgemm or copy, over the time of the fastest form of ctm_fast, named "
+        "with it. Peak: most memory allocated in a plain call, parameters left out, and its ratio to the reference's; "
+        "captured keeps: what the graphs of the captured model reserve, over that peak; kept: what a forward holds "
+        "for backward. "
         f"Commit {commits}."
     )
     return "\n\n".join((machine_line(results["machine"]) + ".", table(COLUMNS, map(cells, rows)), note))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,22 @@ import torch
 import ctm_fast
 from bench import timing
 from bench.gpu import Gpu, Sample
-from bench.row import OWN, REFERENCE, Case, Json, Provider, Row, agreed, check, heading, kept_bytes
+from bench.row import OWN, REFERENCE, Case, Json, Provider, Row, agreed, check, compared, heading, kept_bytes
 
 GRAPH_REFERENCE, GRAPH_OWN = "CUDA graph of reference", "CUDA graph of ctm_fast"
+NATIVE, GRAPH_NATIVE = "native", "CUDA graph of native"
 CAPTURED = "ctm_fast.capture"
+GRAPHS = {GRAPH_REFERENCE: REFERENCE, GRAPH_OWN: OWN, GRAPH_NATIVE: NATIVE}
+FORMS = {
+    OWN: "plain",
+    GRAPH_OWN: "graph",
+    NATIVE: "native",
+    GRAPH_NATIVE: "graph of native",
+    CAPTURED: "captured",
+}
+"""How ctm_fast can do the work of a row, and what tables call it."""
+
+Maker = Callable[[], Provider]
 
 
 def build(row: Row, seed: int, gpu: Gpu) -> Case:
@@ -28,7 +41,8 @@ def measure(row: Row, seed: int, effort: timing.Effort, gpu: Gpu) -> Json:
 
     "seconds" and "ratios" are by events with the data in the cache; "cold" and "wall" hold the same after the cache was
     overwritten (None for whole models) and by the wall clock. "own" names the provider that the ratios are to.
-    "floor" is the time of the least work at this machine's rates, "failed" why a provider is missing.
+    "floor" is the time of the least work at this machine's rates and its share of the time of the fastest form of
+    ctm_fast ("by"), "reserved" what the captured model keeps, "failed" why a provider is missing.
     """
     result = heading(row, seed)
     with timing.only_new_garbage():
@@ -37,17 +51,19 @@ def measure(row: Row, seed: int, effort: timing.Effort, gpu: Gpu) -> Json:
             return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
         checked = check(case)
         memory = {"kept": _kept(case, effort, gpu), "peak": _peak(case, gpu)}
-        failed = add_graphs(row, case, checked.errors, gpu)
+        reserved: dict[str, int] = {}
+        failed = add_forms(case, makers(row, case, gpu, reserved), checked.errors)
         rates = gpu.rates()
         samples = sampled(case.providers, row, effort, gpu)
     own = headline(case)
     hot, cold, wall = (times(samples, i, own, case.ticks) for i in range(3))
     assert hot is not None
-    fastest = min(hot["seconds"][name] for name in (OWN, GRAPH_OWN, CAPTURED) if name in hot["seconds"])
-    floor = least(case, checked.flop, rates, fastest * case.ticks)
+    seconds = hot["seconds"]
+    fastest = min((name for name in FORMS if name in seconds), key=lambda name: seconds[name])
+    floor = {"by": fastest, **least(case, checked.flop, rates, seconds[fastest] * case.ticks)}
     return {
         **result, **hot, **memory, "cold": cold, "wall": wall, "own": own, "failed": failed,
-        "errors": checked.errors, "floor": floor,
+        "errors": checked.errors, "floor": floor, "reserved": reserved,
     }  # fmt: skip
 
 
@@ -66,16 +82,39 @@ def _peak(case: Case, gpu: Gpu) -> dict[str, int]:
     return found
 
 
-def add_graphs(row: Row, case: Case, errors: dict[str, float], gpu: Gpu) -> dict[str, str]:
-    """Add CUDA graphs as providers: of the reference and of ctm_fast where the row has them, and what
-    ``ctm_fast.capture`` gives; why those that are missing failed.
+def makers(row: Row, case: Case, gpu: Gpu, reserved: dict[str, int]) -> dict[str, Maker]:
+    """What makes the other forms: the backend "native", CUDA graphs where the row has them, the captured model.
+
+    ``reserved`` gets the bytes that the last one keeps.
     """
-    makers: dict[str, Callable[[], Provider]] = {}
+    found: dict[str, Maker] = {} if case.native is None else {NATIVE: case.native}
     if row.graphs:
-        makers[GRAPH_REFERENCE] = lambda: gpu.graphed(case.providers[REFERENCE].run)
-        makers[GRAPH_OWN] = lambda: gpu.graphed(case.providers[OWN].run)
-    if case.captured is not None and getattr(ctm_fast, "capture", None) is not None:
-        makers[CAPTURED] = case.captured
+        forms = {**case.providers, **found}
+        found |= {name: partial(_graph, case, of, gpu) for name, of in GRAPHS.items() if of in forms}
+
+    def reserving(make: Maker) -> Provider:
+        provider = make()
+        reserved[CAPTURED] = gpu.reserved_bytes(provider.run)
+        return provider
+
+    return {**found, **{name: partial(reserving, make) for name, make in captured(case).items()}}
+
+
+def _graph(case: Case, of: str, gpu: Gpu) -> Provider:
+    if of not in case.providers:
+        raise RuntimeError(f"{of} cannot run")
+    return gpu.graphed(case.providers[of].run)
+
+
+def captured(case: Case) -> dict[str, Maker]:
+    """What makes the captured model, by its name; empty where there is none."""
+    if case.captured is None or getattr(ctm_fast, "capture", None) is None:
+        return {}
+    return {CAPTURED: case.captured}
+
+
+def add_forms(case: Case, makers: Mapping[str, Maker], errors: dict[str, float]) -> dict[str, str]:
+    """Make further providers, checked against the reference; why those that are missing failed."""
     failed: dict[str, str] = {}
     if not makers:
         return failed
@@ -86,7 +125,8 @@ def add_graphs(row: Row, case: Case, errors: dict[str, float], gpu: Gpu) -> dict
             found = provider.check()
             provider.run()
         except (RuntimeError, ValueError, TypeError) as error:
-            failed[name] = f"not captured: {error}".splitlines()[0]
+            what = "refused" if name == NATIVE else "not captured"
+            failed[name] = f"{what}: {error}".splitlines()[0]
             continue
         errors[name] = agreed(name, expected, found)
         case.providers[name] = provider
@@ -110,15 +150,7 @@ def sampled(
 def times(samples: Mapping[str, Sequence[Sample]], field: int, own: str, ticks: int) -> Json | None:
     """Median seconds per tick by one field of the samples, and the ratios of the other providers to ``own``."""
     values: dict[str, Any] = {name: [sample[field] for sample in found] for name, found in samples.items()}
-    if None in values[own]:
-        return None
-    ratios = {
-        name: timing.paired_ratio(v, values[own])._asdict() for name, v in values.items() if name != own
-    }
-    return {
-        "seconds": {name: timing.quantile(v, 0.5) / ticks for name, v in values.items()},
-        "ratios": ratios,
-    }
+    return None if None in values[own] else compared(values, own, ticks)
 
 
 def least(case: Case, flop: int, rates: Mapping[str, float], seconds: float) -> Json:

@@ -15,7 +15,7 @@ from torch import Tensor
 import ctm_fast
 from bench.baselines import nlm as strong
 from bench.memory import hook_bytes, storages_of
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Row, Targets, inferred, trained
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred, trained
 from ctm_fast import ops
 from ctm_fast.nn.nlm import NeuronLevelModels
 from ctm_fast.ops.native import NO_DROPOUT
@@ -125,11 +125,18 @@ def tick_case(size: Size) -> Case:
         STRONG: inferred(lambda: p.strong_ticks(permuted)),
         OWN: inferred(lambda: p.own_ticks(packed)),
     }
+
+    def native() -> Provider:
+        with torch.no_grad():
+            packed = ops.nlm_pack(*p.weights, backend="native")
+        return inferred(lambda: p.own_ticks(packed))
+
     return Case(
         providers,
         compiled=lambda mode=None: inferred(p.compiled_ticks(mode)),
         ticks=TICKS,
         least_bytes=TICKS * tick_bytes(size),
+        native=native,
     )
 
 

@@ -70,6 +70,8 @@ class Case:
         least_bytes: as ``moved_bytes`` where products are counted too; for the floor on a GPU.
         leaves: what gradients are left in; cleared before peak memory is taken.
         captured: makes what runs the work in a CUDA graph, after ``ctm_fast.capture``.
+        native: makes what runs it on the backend "native" where that is not the default; ``RuntimeError`` where it
+            cannot.
     """
 
     providers: dict[str, Provider]
@@ -82,6 +84,7 @@ class Case:
     least_bytes: float = 0.0
     leaves: Sequence[Tensor] = ()
     captured: Callable[[], Provider] | None = None
+    native: Callable[[], Provider] | None = None
 
 
 class Targets(NamedTuple):
@@ -232,7 +235,7 @@ def measure(
         rates = machine.rates()
         runs = {name: provider.run for name, provider in case.providers.items()}
         samples = timing.interleave(runs, effort, checked.seconds)
-    times = _times(samples, case.ticks)
+    times = compared(samples, OWN, case.ticks)
     achieved = _achieved(case, checked.flop, times["seconds"][OWN] * case.ticks, rates)
     return {**result, **times, "errors": checked.errors, "achieved": achieved, "kept": kept}
 
@@ -259,12 +262,12 @@ def _add_compiled(case: Case, checked: Checked) -> None:
     case.providers[COMPILED] = provider
 
 
-def _times(samples: Mapping[str, list[float]], ticks: int) -> Json:
-    """Median seconds per tick of every provider, and the ratios of the others to ctm_fast."""
-    others = {name: values for name, values in samples.items() if name != OWN}
+def compared(samples: Mapping[str, Sequence[float]], own: str, ticks: int) -> Json:
+    """Median seconds per tick of every provider, and the ratios of the others to ``own``."""
+    others = {name: values for name, values in samples.items() if name != own}
     return {
         "seconds": {name: timing.quantile(values, 0.5) / ticks for name, values in samples.items()},
-        "ratios": {name: timing.paired_ratio(v, samples[OWN])._asdict() for name, v in others.items()},
+        "ratios": {name: timing.paired_ratio(v, samples[own])._asdict() for name, v in others.items()},
     }
 
 

@@ -73,6 +73,9 @@ class FakeCuda:
     def memory_allocated(self):
         return self.allocated
 
+    def memory_reserved(self):
+        return self.allocated
+
     def reset_peak_memory_stats(self):
         self.peak = self.allocated
 

@@ -77,6 +77,7 @@ def test_memory():
         device.cuda.allocate(-40)
 
     assert device.peak_bytes(call) == 50
+    assert device.reserved_bytes(call) == 10
 
 
 def test_rates(monkeypatch):
@@ -88,7 +89,7 @@ def test_rates(monkeypatch):
 
 def test_ops_are_measured_hot_and_cold():
     found = gpu_row.measure(tick_row(graphs=True), 0, EFFORT, fake_gpu())
-    providers = {REFERENCE, STRONG, OWN, gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN}
+    providers = {REFERENCE, STRONG, OWN, gpu_row.NATIVE, *gpu_row.GRAPHS}
     assert (
         set(found["seconds"]) == set(found["cold"]["seconds"]) == set(found["wall"]["seconds"]) == providers
     )
@@ -97,6 +98,8 @@ def test_ops_are_measured_hot_and_cold():
     assert found["own"] == OWN
     assert found["ratios"][REFERENCE]["median"] == 1.0
     assert found["floor"]["of"] == "copy"
+    assert found["floor"]["by"] == OWN
+    assert found["errors"][gpu_row.NATIVE] < 1e-4
     assert found["floor"]["seconds"] == pytest.approx(4 * nlm.tick_bytes(SIZE) / 1e9)
 
 
@@ -116,13 +119,17 @@ def test_a_captured_model_stands_for_the_package(training, config, monkeypatch):
     monkeypatch.setattr(
         ctm_fast, "capture", lambda model, *inputs: captured.append(model) or model, raising=False
     )
-    found = gpu_row.measure(model_row(training, config, graphs=not training), 0, EFFORT, fake_gpu())
+    device = fake_gpu()
+    monkeypatch.setattr(device.cuda, "memory_reserved", itertools.count(0, 3_000_000).__next__)
+    found = gpu_row.measure(model_row(training, config, graphs=not training), 0, EFFORT, device)
     assert found["own"] == gpu_row.CAPTURED
     assert found["errors"][gpu_row.CAPTURED] < 1e-4
     assert len({id(model) for model in captured}) == 2
     graphs = set() if training else {gpu_row.GRAPH_REFERENCE, gpu_row.GRAPH_OWN}
     assert set(found["ratios"]) == {REFERENCE, STRONG, OWN, *graphs}
     assert " captured" in gpu_render.line(found)
+    assert found["reserved"] == {gpu_row.CAPTURED: 3_000_000}
+    assert " 3 MB, " in gpu_render.line(found)
 
 
 def test_what_cannot_be_captured_says_why(monkeypatch):
@@ -130,6 +137,31 @@ def test_what_cannot_be_captured_says_why(monkeypatch):
     why = "not captured: operation not permitted when stream is capturing"
     assert found["failed"] == {gpu_row.GRAPH_REFERENCE: why, gpu_row.GRAPH_OWN: why}
     assert found["own"] == OWN
+
+
+def test_the_native_kernels_are_refused_with_the_reason(monkeypatch):
+    case = nlm.tick_case(SIZE)
+
+    def refuses():
+        raise RuntimeError("nlm_pack: ctm_fast was built without CUDA")
+
+    case.native = refuses
+    row = Row("nlm-tick", "tiny", (), lambda: case, TARGETS, graphs=True)
+    found = gpu_row.measure(row, 0, EFFORT, fake_gpu())
+    why = "refused: nlm_pack: ctm_fast was built without CUDA"
+    assert found["failed"] == {gpu_row.NATIVE: why, gpu_row.GRAPH_NATIVE: "not captured: native cannot run"}
+    assert why in gpu_render.line(found)
+
+
+def test_the_share_of_the_floor_names_the_fastest_form():
+    found = gpu_row.measure(tick_row(graphs=True), 0, EFFORT, fake_gpu())
+    found["floor"] |= {"by": gpu_row.GRAPH_NATIVE, "share": 0.55}
+    found["seconds"][gpu_row.GRAPH_NATIVE] = 8e-6
+    assert "50% of floor met (graph of native 8 us)" in gpu_render.targets(found)
+    cells = dict(zip(gpu_render.COLUMNS, gpu_render.cells(found), strict=True))
+    assert cells["share of floor"] == "55% of copy, graph of native 8 us"
+    assert cells["native"] == "250 ms, graph 8 us"
+    assert cells["graph of ctm_fast"] == "250 ms"
 
 
 def test_a_row_beyond_the_memory_is_refused(monkeypatch):
