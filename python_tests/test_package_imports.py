@@ -52,6 +52,14 @@ def test_every_module_and_public_name_is_importable_first() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_import_leaves_the_compiler_of_torch_alone() -> None:
+    """It alone takes a second."""
+    program = (
+        "import sys, ctm_fast.models, ctm_fast.nn, ctm_fast.ops; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_sources_that_are_not_built_say_how_to_install_them(tmp_path: Path) -> None:
     """A clone that Python runs in hides the installed package, whose kernels it lacks."""
     shutil.copytree(PACKAGE, tmp_path / "ctm_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))

@@ -92,17 +92,15 @@ def _as_seed(op: str, seed: object, device: torch.device) -> Tensor:
 
 
 def refusals(w1: Tensor, w2: Tensor | None) -> dict[str, str]:
-    """Why the backend "native" has no kernel for these weights on a GPU; empty if it has one."""
-    if not w1.is_cuda or _has_kernel(w1.shape[0], w1.shape[1] // 2, w2 is not None):
+    """Why the backend "native" has no kernel for these weights on a GPU; empty if it has one.
+
+    Nothing of the module is asked while ``torch.compile`` traces: then the kernel itself refuses.
+    """
+    module = cuda.extension() if w1.is_cuda and not torch.compiler.is_compiling() else None
+    if module is None:  # on the CPU it takes all, and a module that was not built is said of every model
+        return {}
+    memory, hidden = w1.shape[0], w1.shape[1] // 2
+    if w2 is not None and (memory, hidden) in module.nlm_models():
         return {}
     kind = "deep" if w2 is not None else "linear"
-    return {
-        "native": f"there is no CUDA kernel for {kind} models of M = {w1.shape[0]}, H = {w1.shape[1] // 2}"
-    }
-
-
-@torch.compiler.assume_constant_result
-def _has_kernel(memory: int, hidden: int, deep: bool) -> bool:
-    """Whether the CUDA module has it; a module that was not built is refused for every model elsewhere."""
-    module = cuda.extension()
-    return module is None or (deep and (memory, hidden) in module.nlm_models())
+    return {"native": f"there is no CUDA kernel for {kind} models of M = {memory}, H = {hidden}"}
