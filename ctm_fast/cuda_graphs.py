@@ -7,9 +7,13 @@ inputs, and whatever it returns is copied out.
 
 from __future__ import annotations
 
+import operator
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +28,9 @@ from ctm_fast.ops.grad import refuse_double_backward
 __all__ = ["capture", "release"]
 
 DEVICE = "cuda"
+Constant = int | None  # bools too: inputs that a recording holds for
 
 Model = TypeVar("Model", bound=nn.Module)
-Found = TypeVar("Found")
 
 
 def capture(model: Model, *example_inputs: Any, warmups: int = 3) -> Model:
@@ -37,42 +41,37 @@ def capture(model: Model, *example_inputs: Any, warmups: int = 3) -> Model:
     and hooks of the model itself go on as before, dropout draws new masks at every replay, and what the model
     returns is a copy that may be kept. The model is called without a graph where a graph would be wrong:
 
-    - arguments of another structure, shape, dtype or device than ``example_inputs``, or given by name, such as
-      ``track=True``;
+    - arguments of another structure, shape, dtype or device than ``example_inputs``, other ints, bools or None
+      among them, or arguments given by name, such as ``track=True``;
     - a forward with gradients while the one before still waits for its backward;
     - inside ``torch.compile`` and while somebody else captures a graph.
 
-    Graphs are recorded anew after parameters moved, were frozen or thawed, and for another number of ticks
-    (``iterations``). After any other change (a submodule replaced, its settings, hooks on it) capture again.
+    Graphs are recorded anew after parameters moved, were frozen or thawed, after submodules, parameters or buffers
+    were replaced, and for another number of ticks (``iterations``). After any other change (settings of a
+    submodule, hooks on it) capture again. A captured forward does not keep its model alive.
 
     Args:
         model: any module on one CUDA device that returns tensors in tuples, lists or dictionaries, and neither
             waits for the GPU nor decides by values; the CTMs of ``ctm_fast.models`` and accelerated ones do so but
             for QAMNIST's, whose ticks depend on its digits.
-        example_inputs: what the forward will be called with, tensors or nested tuples of them; only structure,
-            shape and dtype are read.
+        example_inputs: what the forward will be called with, at least one tensor, ints, bools and None, or nested
+            tuples, lists and dictionaries of them; of tensors only shape and dtype are read.
         warmups: calls before a recording, at least 1. They leave buffers and random numbers as they were.
 
     Raises:
         TypeError, ValueError: "capture: argument must ..., got ...".
-        RuntimeError: from a backward that runs twice, or after parameters were written to since its forward.
+        RuntimeError: from a call whose model waits for the GPU, after which torch may refuse random numbers there,
+            and from a backward that runs twice, or after parameters were written to since its forward.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"capture: model must be a torch.nn.Module, got {type(model).__name__}")
     checks.integer("capture", "warmups", warmups, 1)
     release(model)
-    _check_model(model)
+    if "forward" in model.__dict__:
+        name = f"{type(model).__name__} with another set on the object"
+        raise ValueError(f"capture: model must run the forward of its class, got {name}")
     device = _device(model)
-    leaves, _ = pytree.tree_flatten(example_inputs)
-    if not leaves:
-        raise ValueError("capture: example_inputs must hold a tensor, got none")
-    for x in leaves:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"capture: example_inputs must hold tensors alone, got {type(x).__name__}")
-        if x.device != device:
-            raise ValueError(
-                f"capture: example_inputs must be on the device of model, {device}, got {x.device}"
-            )
+    _check_inputs(example_inputs, device)
     model.__dict__["forward"] = _Captured(model, _signature(example_inputs), warmups)
     return model
 
@@ -89,23 +88,29 @@ def release(model: Model) -> Model:
     return model
 
 
-def _check_model(model: nn.Module) -> None:
-    name = type(model).__name__
-    if "forward" in model.__dict__:
-        raise ValueError(
-            f"capture: model must run the forward of its class, got {name} with another set on the object"
-        )
+def _check_inputs(inputs: tuple[Any, ...], device: torch.device) -> None:
+    leaves = pytree.tree_leaves(inputs, is_leaf=lambda x: not isinstance(x, tuple | list | dict))
+    for x in leaves:
+        if not isinstance(x, Tensor | Constant):
+            must = "capture: example_inputs must hold tensors, ints, bools and None alone"
+            raise TypeError(f"{must}, got {type(x).__name__}")
+        if isinstance(x, Tensor) and x.device != device:
+            must = f"capture: example_inputs must be on the device of model, {device}"
+            raise ValueError(f"{must}, got {x.device}")
+    if not _tensors(leaves):
+        raise ValueError("capture: example_inputs must hold a tensor, got none")
+
+
+def _check_parts(model: nn.Module) -> None:
     for part in model.modules():
+        name = type(part).__name__
         if recognise(part) == "qamnist":
-            raise ValueError(
-                f"capture: model must not decide by values, got {type(part).__name__}, whose ticks depend on its digits"
-            )
+            name += ", whose ticks depend on its digits"
+            raise ValueError(f"capture: model must not decide by values, got {name}")
         if part is not model and any(vars(part).get(hooks) for hooks in HOOKS):
-            raise ValueError(
-                f"capture: model must have no hooks on its parts, got one on {type(part).__name__}"
-            )
-    if any(p._backward_hooks for p in model.parameters()):
-        raise ValueError(f"capture: model must have no hooks on its parameters, got {name} with one")
+            raise ValueError(f"capture: model must have no hooks on its parts, got one on {name}")
+        if any(p is not None and p._backward_hooks for p in part._parameters.values()):
+            raise ValueError(f"capture: model must have no hooks on its parameters, got {name}")
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -116,25 +121,47 @@ def _device(model: nn.Module) -> torch.device:
     return devices.pop()
 
 
-def _signature(value: Any) -> Any:
+def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    return [x for x in leaves if isinstance(x, Tensor)]
+
+
+def _signature(value: Any) -> tuple[Any, ...]:
     """What inputs must agree in to run in one graph."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device
     if isinstance(value, tuple | list):
         return type(value), *map(_signature, value)
-    return type(value)
+    if isinstance(value, dict):
+        return type(value), *((key, _signature(x)) for key, x in value.items())
+    return type(value), value if isinstance(value, Constant) else None
+
+
+def _slots(modules: Sequence[nn.Module]) -> list[Any]:
+    """Every parameter, buffer and submodule that ``modules`` hold, and None where they hold none."""
+    held = (kind for part in modules for kind in (part._parameters, part._buffers, part._modules))
+    return [x for kind in held for x in kind.values()]
 
 
 class _Captured:
-    """Stands in for the forward of a model: replays recordings of it, or calls it."""
+    """Stands in for the forward of a model, and is held by it alone: replays recordings of it, or calls it."""
 
-    def __init__(self, model: nn.Module, signature: Any, warmups: int) -> None:
-        self.model, self.signature, self.warmups = model, signature, warmups
+    def __init__(self, model: nn.Module, signature: tuple[Any, ...], warmups: int) -> None:
+        self.__setstate__((model, signature, warmups))
         self._forget()
 
+    @property
+    def model(self) -> nn.Module:
+        """The model, or ``RuntimeError`` where nobody holds it any more."""
+        model = self.reference()
+        if model is None:
+            raise RuntimeError("capture: model must be kept as long as its forward is called, got one freed")
+        return model
+
     def _forget(self) -> None:
+        _check_parts(self.model)
         self.recordings: dict[tuple[Any, ...], _Recording] = {}
-        self.modules = list(self.model.modules())
+        self.parts = list(self.model.modules())[1:]
+        self.slots = _slots((self.model, *self.parts))
         self.parameters = list(self.model.parameters())
         self.buffers = list(self.model.buffers())
         self.addresses = self._addresses()
@@ -142,19 +169,27 @@ class _Captured:
     def _addresses(self) -> list[int]:
         return [x.data_ptr() for x in (*self.parameters, *self.buffers)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of the model records graphs of its own."""
-        return {"model": self.model, "signature": self.signature, "warmups": self.warmups}
+    def _is_unchanged(self) -> bool:
+        """Whether the model holds the same objects at the same addresses as when it was read last."""
+        slots = _slots((self.model, *self.parts))
+        same = len(slots) == len(self.slots) and all(map(operator.is_, slots, self.slots))
+        return same and self._addresses() == self.addresses
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __getstate__(self) -> tuple[Any, ...]:
+        """A copy of the model records graphs of its own."""
+        return self.model, self.signature, self.warmups
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        model, self.signature, self.warmups = state
+        self.reference = weakref.ref(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or torch.compiler.is_compiling() or _signature(args) != self.signature or _is_capturing():
+        elsewhere = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+        if kwargs or elsewhere or _signature(args) != self.signature:
             return self.plain(*args, **kwargs)
-        if "recordings" not in self.__dict__ or self._addresses() != self.addresses:
+        if "recordings" not in self.__dict__ or not self._is_unchanged():
             self._forget()
-        inputs: list[Tensor] = pytree.tree_leaves(args)
+        inputs = _tensors(pytree.tree_leaves(args))
         mode = self._mode(inputs)
         recording = self.recordings.get(mode)
         if recording is None:
@@ -171,40 +206,60 @@ class _Captured:
         """What a recording holds for."""
         autocast = torch.is_autocast_enabled(DEVICE) and torch.get_autocast_dtype(DEVICE)
         learns = [x.requires_grad for x in (*inputs, *self.parameters)] if torch.is_grad_enabled() else []
-        training = tuple(part.training for part in self.modules)
+        training = tuple(part.training for part in (self.model, *self.parts))
         return type(self.model), getattr(self.model, "iterations", None), training, autocast, tuple(learns)
 
     def _record(self, args: tuple[Any, ...]) -> _Recording:
         gradients = torch.is_grad_enabled()  # inference_mode(False) would turn them on
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            recording = _Recording(self.plain, args, self.parameters)
+            recording = _Recording(args, self.parameters)
             with _kept(self.buffers, recording.device):
-                _warm_up(recording.once, recording.device, self.warmups)
-            if self._addresses() == self.addresses:
-                recording.record()
+                _warm_up(partial(recording.once, self.plain), recording.device, self.warmups)
+            name = type(self.model).__name__
+            if self._is_unchanged():
+                with _explained(name):
+                    recording.record(self.plain)
                 return recording
-        raise RuntimeError(
-            f"capture: model must leave its parameters where they are, got {type(self.model).__name__}, whose forward "
-            "moves some (ctm_fast.accelerate makes the published CTMs write in place)"
-        )
+        name += ", whose forward moves some (ctm_fast.accelerate makes the published CTMs write in place)"
+        raise RuntimeError(f"capture: model must leave its parameters where they are, got {name}")
 
 
+def _own(x: Tensor) -> Tensor:
+    """A copy that requires a gradient where ``x`` does."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Says what the model ``name`` did where CUDA refuses to record it."""
+    outside = sys.exception()
+    try:
+        yield
+    except RuntimeError as error:
+        first: BaseException = error  # the end of a recording that was broken off raises once more
+        while first.__context__ not in (None, outside):
+            first = first.__context__
+        said = str(first).partition("\n")[0]
+        if "captur" not in said:
+            raise
+        must = "neither wait for the GPU nor send it values of the host"
+        raise RuntimeError(f"capture: model must {must}, got {name}: {said}") from error
+
+
+@dataclass
 class _Call:
     """A forward that a backward may follow, and the versions of the parameters that it read."""
 
-    def __init__(self, versions: list[int]) -> None:
-        self.versions, self.done = versions, False
+    versions: list[int]
+    done: bool = False
 
 
 class _Recording:
     """The graphs of one mode, with what they read and write."""
 
-    def __init__(
-        self, forward: Callable[..., Any], args: tuple[Any, ...], parameters: Sequence[Tensor]
-    ) -> None:
-        leaves, self.structure = pytree.tree_flatten(args)
-        self.forward = forward
-        self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in leaves]
+    def __init__(self, args: tuple[Any, ...], parameters: Sequence[Tensor]) -> None:
+        self.arguments = pytree.tree_map_only(Tensor, _own, args)
+        self.inputs = _tensors(pytree.tree_leaves(self.arguments))
         self.device = self.inputs[0].device
         given = (*self.inputs, *parameters) if torch.is_grad_enabled() else ()
         self.learns = [x.requires_grad for x in given]
@@ -213,10 +268,11 @@ class _Recording:
         self.upward: list[Tensor] = []
         self.latest: Callable[[], _Call | None] = lambda: None
 
-    def run(self) -> list[Any]:
-        """The forward on the recording's own inputs, outside of whatever autocast has kept of the parameters."""
+    def run(self, forward: Callable[..., Any]) -> list[Any]:
+        """``forward`` on the recording's own inputs, outside of whatever autocast has kept of the parameters."""
         torch.clear_autocast_cache()
-        found = self.forward(*pytree.tree_unflatten(self.inputs, self.structure))
+        arguments = pytree.tree_map(lambda x: x, self.arguments)  # in containers that the model may write to
+        found = forward(*arguments)
         torch.clear_autocast_cache()
         self.outputs, self.returned = pytree.tree_flatten(found)
         odd = [type(y).__name__ for y in self.outputs if not isinstance(y, Tensor | None)]
@@ -233,17 +289,17 @@ class _Recording:
         with torch.autocast(self.device.type, enabled=False):
             return torch.autograd.grad(self.differentiable(), self.leaves, self.upward, allow_unused=True)
 
-    def once(self) -> None:
+    def once(self, forward: Callable[..., Any]) -> None:
         """One call of all that will be recorded."""
-        self.run()
+        self.run(forward)
         self.upward = [torch.zeros_like(y) for y in self.differentiable()]
         if self.upward:
             self.run_backward()
 
-    def record(self) -> None:
+    def record(self, forward: Callable[..., Any]) -> None:
         """Record the graphs; both have one pool of memory, which no other recording may write to."""
         self.outputs, record = [], _recorder(self.device)
-        self.forward_graph, _ = record(self.run)
+        self.forward_graph, _ = record(partial(self.run, forward))
         self.returns = [y.detach() if y is not None else None for y in self.outputs]
         self.is_differentiable = [y is not None and y.requires_grad for y in self.outputs]
         if self.upward:
@@ -300,13 +356,9 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *upward: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         refuse_double_backward("capture")
         if ctx.call.done:
-            raise RuntimeError(
-                "capture: backward must run once for a forward, got a second; release the model"
-            )
+            raise RuntimeError("capture: backward must run once for a forward, got a second")
         if ctx.call.versions != [p._version for p in ctx.parameters]:
-            raise RuntimeError(
-                "capture: backward must run before the parameters of its forward are written to"
-            )
+            raise RuntimeError("capture: backward must run before the parameters of its forward change")
         ctx.call.done = True
         return (None, None, *ctx.recording.replay_backward(upward))
 
@@ -322,10 +374,6 @@ def _kept(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
             x.copy_(value)
 
 
-def _is_capturing() -> bool:
-    return torch.cuda.is_current_stream_capturing()
-
-
 def _warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
     """Call ``run`` on a stream of its own: what libraries set up at first calls must not be recorded."""
     stream = torch.cuda.Stream(device)
@@ -336,15 +384,16 @@ def _warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _recorder(device: torch.device) -> Callable[[Callable[[], Found]], tuple[Any, Found]]:
+def _recorder(device: torch.device) -> Callable[[Callable[[], Any]], tuple[Any, Any]]:
     """A function that records what it calls: the graph and what the call returned; one pool for all its graphs."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def record(run: Callable[[], Found]) -> tuple[Any, Found]:
+    def record(run: Callable[[], Any]) -> tuple[Any, Any]:
         graph = torch.cuda.CUDAGraph()
         own = "thread_local"  # other threads, such as a loader's that pins memory, may go on meanwhile
         recorded = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=own)
-        with torch.cuda.device(device), recorded:
+        # The stream outside is set again by torch.cuda.stream: a recording that was broken off does not do it.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), recorded:
             found = run()
         return graph, found
 

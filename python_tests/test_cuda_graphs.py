@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from foreign_cases import assert_close, build, loss_of, tensors
+from graph_stand_in import stand_in
 from torch import Tensor, nn
 
 import ctm_fast
-from ctm_fast import cuda_graphs
 from ctm_fast.models import DNC, NTM
+from ctm_fast.nn import TickLoop
 
 NAMES = ("base", "base-unet", "base-first-last", "base-energy", "sort", "rl")
-
-
-class Again:
-    """A graph that calls again what it recorded, and writes the results where the first ones are."""
-
-    replays = 0
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self.run, self.gradients = run, torch.is_grad_enabled()
-        self.found = run()
-
-    def replay(self) -> None:
-        Again.replays += 1
-        with torch.inference_mode(False), torch.set_grad_enabled(self.gradients):
-            found = self.run()
-        with torch.inference_mode(False), torch.no_grad():
-            for old, new in zip(self.found, found, strict=True):
-                if old is not None:
-                    old.copy_(new)
-
-
-def recorder(_: torch.device) -> Callable[[Callable[[], Any]], tuple[Again, Any]]:
-    def record(run: Callable[[], Any]) -> tuple[Again, Any]:
-        graph = Again(run)
-        return graph, graph.found
-
-    return record
-
-
-def warm_up(run: Callable[[], None], _: torch.device, times: int) -> None:
-    for _ in range(times):
-        run()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.needs_gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "cpu":
-        monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
-        monkeypatch.setattr(cuda_graphs, "_recorder", recorder)
-        monkeypatch.setattr(cuda_graphs, "_warm_up", warm_up)
-        monkeypatch.setattr(cuda_graphs, "_is_capturing", lambda: False)
+        stand_in(monkeypatch)
     return str(request.param)
 
 
@@ -228,6 +195,71 @@ def test_changes_of_the_model_are_seen(device: str) -> None:
     assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
 
 
+def test_replaced_parameters_and_parts_are_seen(device: str) -> None:
+    plain, captured, inputs = pair("sort", device)
+    learned(captured, *inputs)
+    weights = {key: x + 0.1 if x.is_floating_point() else x for key, x in plain.state_dict().items()}
+    for model in (plain, captured):
+        model.load_state_dict({key: x.clone() for key, x in weights.items()}, assign=True)
+    assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
+    own = torch.nn.Parameter(torch.ones_like(plain.start_activated_state))
+    plain.start_activated_state, captured.start_activated_state = own, nn.Parameter(own.detach().clone())
+    assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
+    made = nn.Linear(plain.output_projector[0].in_features, plain.output_projector[0].out_features).to(device)
+    plain.output_projector[0], captured.output_projector[0] = made, copy.deepcopy(made)
+    assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
+    assert len(recordings(captured)) == 1
+
+
+def test_a_captured_model_is_freed_with_its_last_reference(device: str) -> None:
+    _, captured, inputs = pair("sort", device)
+    captured(*inputs)
+    forward, model = captured.forward, weakref.ref(captured)
+    gc.collect()
+    gc.disable()
+    try:
+        del captured
+        assert model() is None
+    finally:
+        gc.enable()
+    with pytest.raises(RuntimeError, match="capture: model must be kept as long as its forward is called"):
+        forward(*inputs)
+
+
+class Named(nn.Linear):
+    """Takes its input out of a dictionary, and writes to that."""
+
+    def forward(self, given: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        return super().forward(given.pop("x")) * given["by"][0]
+
+
+def test_dictionaries_agree_in_every_shape(device: str) -> None:
+    model = Named(3, 2).to(device)
+
+    def given(rows: int) -> dict[str, Any]:
+        return {"x": torch.randn(rows, 3, device=device), "by": [torch.randn(rows, 1, device=device)]}
+
+    captured = ctm_fast.capture(copy.deepcopy(model), given(4))
+    for rows in (4, 1, 4):
+        x = given(rows)
+        assert_close(captured(copy.copy(x)), model(copy.copy(x)), 1e-6)
+        assert len(recordings(captured)) == 1
+    x = given(4)
+    x["by"][0] = x["by"][0].double()
+    assert captured(x).dtype == torch.float64
+
+
+def test_a_tick_loop_with_its_ticks(device: str) -> None:
+    plain = TickLoop(12, 8, 3, heads=2, n_synch=4).to(device)
+    tokens = torch.randn(2, 5, 8, device=device)
+    captured = ctm_fast.capture(copy.deepcopy(plain), tokens, 3)
+    for ticks, count in ((2, 0), (3, 1), (3, 1), (2, 1)):
+        found, truth = captured(tokens, ticks), plain(tokens, ticks)
+        assert found._fields == truth._fields and found.attention is None
+        assert_close((*found[:2], *found.state), (*truth[:2], *truth.state), 1e-5)
+        assert len(recordings(captured)) == count
+
+
 def test_autocast_is_a_mode_of_its_own(device: str) -> None:
     plain, captured, inputs = pair("base", device)
     learned(captured, *inputs)
@@ -272,62 +304,3 @@ def test_release_undoes_it(device: str) -> None:
     assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
     ctm_fast.capture(ctm_fast.capture(captured, *inputs), *inputs)
     assert_close(learned(captured, *inputs), learned(plain, *inputs), 1e-5)
-
-
-def hooked() -> nn.Module:
-    model = nn.Sequential(nn.Linear(2, 2))
-    model[0].register_forward_hook(lambda *_: None)
-    return model
-
-
-def taught() -> nn.Module:
-    model = nn.Linear(2, 2)
-    model.weight.register_hook(lambda g: g)
-    return model
-
-
-def overridden() -> nn.Module:
-    model = nn.Linear(2, 2)
-    model.forward = lambda x: x  # type: ignore[method-assign]
-    return model
-
-
-X = torch.ones(1, 2)
-ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no module": (lambda: ctm_fast.capture(3, X), TypeError, "capture: model must be a torch.nn.Module, got int"),
-    "released": (lambda: ctm_fast.release(3), TypeError, "release: model must be a torch.nn.Module, got int"),
-    "warmups": (lambda: ctm_fast.capture(nn.Linear(2, 2), X, warmups=0), ValueError, "warmups must be at least 1"),
-    "no inputs": (lambda: ctm_fast.capture(nn.Linear(2, 2)), ValueError, "example_inputs must hold a tensor"),
-    "a number": (lambda: ctm_fast.capture(nn.Linear(2, 2), 1), TypeError, "must hold tensors alone, got int"),
-    "elsewhere": (
-        lambda: ctm_fast.capture(nn.Linear(2, 2), X.to("meta")), ValueError, "on the device of model, cpu, got meta",
-    ),
-    "no parameters": (lambda: ctm_fast.capture(nn.Identity(), X), ValueError, "on a CUDA device, got a model without"),
-    "hooks": (lambda: ctm_fast.capture(hooked(), X), ValueError, "no hooks on its parts, got one on Linear"),
-    "gradient hooks": (lambda: ctm_fast.capture(taught(), X), ValueError, "no hooks on its parameters"),
-    "own forward": (lambda: ctm_fast.capture(overridden(), X), ValueError, "must run the forward of its class"),
-    "qamnist": (lambda: ctm_fast.capture(build("qamnist")[0], X), ValueError, "must not decide by values"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
-    call, kind, message = ERRORS[case]
-    with pytest.raises(kind, match=message):
-        call()
-
-
-def test_a_model_on_the_cpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="capture: model must be on a CUDA device, got cpu"):
-        ctm_fast.capture(nn.Linear(2, 2), X)
-
-
-def test_a_model_that_returns_more_than_tensors_is_refused(device: str) -> None:
-    class Counts(nn.Linear):
-        def forward(self, x: Tensor) -> Any:
-            return super().forward(x), 3
-
-    captured = ctm_fast.capture(Counts(2, 2).to(device), X.to(device))
-    with pytest.raises(ValueError, match="capture: model must return tensors alone, got int"):
-        captured(X.to(device))
