@@ -6,6 +6,7 @@
 
 #include "attend.h"
 #include "dnc.h"
+#include "engine.h"
 #include "halting.h"
 #include "linear.h"
 #include "nlm.h"
@@ -25,7 +26,8 @@ namespace ctm {
   DO(attend, Attend)     \
   DO(synapse, Synapse)   \
   DO(linear, Linear)     \
-  DO(halting, Halting)
+  DO(halting, Halting)   \
+  DO(engine, Engine)
 
 #define CTM_MEMBER(family, Family) const Family##Kernels* family;
 struct Kernels {

@@ -8,14 +8,6 @@
 namespace ctm::CTM_LEVEL {
 namespace {
 
-// Calls run(Tile) for tiles of R, R/2, ..., 1 rows until rows [row, end) are done.
-template <class T, class X, int R, class Run>
-CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block,
-                              T* scratch, int64_t row, int64_t end, const Run& run) {
-  for (; row + R <= end; row += R) run(Tile<T, X, R>(n, masks, w, block, row, scratch));
-  if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
-}
-
 // Calls run(block index, tile scratch, buffer of `extra` elements) for every block.
 template <class T, class Run>
 void for_each_block(const NlmSizes& n, int64_t extra, int threads, const Run& run) {

@@ -1,5 +1,5 @@
 // The packed layout of neuron-level models (see nlm.h): sizes, packing, and its transpose for gradients.
-// For nlm_cpu.cpp alone, compiled with it once per SIMD level.
+// For nlm_cpu.cpp and the engine, compiled with them once per SIMD level.
 #pragma once
 
 #include <cmath>

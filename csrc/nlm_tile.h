@@ -1,5 +1,5 @@
 // Neuron-level models of a few rows at once (see nlm.h): one register tile, forward and backward, with its
-// dropout masks. For nlm_cpu.cpp alone, compiled with it once per SIMD level.
+// dropout masks. For nlm_cpu.cpp and the engine, compiled with them once per SIMD level.
 #pragma once
 
 #include "nlm.h"
@@ -275,6 +275,14 @@ struct Tile {
     if (dx) input_gradient(dx, dx_strides);
   }
 };
+
+// Calls run(Tile) for tiles of R, R/2, ..., 1 rows until rows [row, end) are done.
+template <class T, class X, int R, class Run>
+CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block,
+                              T* scratch, int64_t row, int64_t end, const Run& run) {
+  for (; row + R <= end; row += R) run(Tile<T, X, R>(n, masks, w, block, row, scratch));
+  if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
+}
 
 }  // namespace
 }  // namespace ctm::CTM_LEVEL

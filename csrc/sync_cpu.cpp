@@ -2,7 +2,7 @@
 
 #include "buffer.h"
 #include "parallel.h"
-#include "simd.h"
+#include "sync_rows.h"
 
 // Two layouts of the same recurrence. With few samples one row is worked through pair by pair. With more, a
 // vector lane is a sample: pair products need no gather and gradients no scatter, and only the rows of s and
@@ -15,16 +15,6 @@ template <class T>
 using Square = Vec<T>[lanes<T>];
 
 constexpr int64_t kGroups = 8;  // fixed partition of a small batch: sums over it do not depend on the threads
-
-template <class T>
-void roots(const SyncSizes& n, const T* r, const T* beta0, T* beta, T* inverse_root) {
-  for (int64_t p = 0; p < n.pairs; ++p) beta[p] = beta0[p];
-  for (int64_t t = 0; t < n.ticks; ++t)
-    for (int64_t p = 0; p < n.pairs; ++p) {
-      beta[p] = r[p] * beta[p] + T(1);
-      inverse_root[t * n.pairs + p] = T(1) / std::sqrt(beta[p]);
-    }
-}
 
 // The neurons that occur in a pair. Few are read one by one and renumbered; many are read in whole squares.
 struct Neurons {
@@ -78,13 +68,6 @@ struct Pass {
 };
 
 // One sample at a time.
-
-// alpha = r alpha + z[left] z[right] over all pairs of one (tick, batch) row.
-template <class T>
-CTM_INLINE void advance(int64_t pairs, const T* __restrict z, const int32_t* __restrict left,
-                        const int32_t* __restrict right, const T* __restrict r, T* __restrict alpha) {
-  for (int64_t p = 0; p < pairs; ++p) alpha[p] = r[p] * alpha[p] + z[left[p]] * z[right[p]];
-}
 
 template <class T>
 void forward_sample(const Pass<T>& c, int64_t b, T* alpha, T* s) {

@@ -1,0 +1,89 @@
+// All ticks of a Continuous Thought Machine in one call: inference in float32 (arXiv 2505.05522, section 3).
+//
+// Letters: B batch, T ticks, D neurons, M memory length, H hidden width, d input width, h heads, L tokens,
+// K sets of tokens, G given inputs of width F, P action pairs, S output pairs, C predictions, E energy width.
+//
+// An engine packs its weights into one aligned block and works in another, both made with it. A run allocates
+// nothing, takes no lock, throws nothing, and flushes denormals. Weights are bound to the SIMD level that
+// made the engine.
+//
+// The caller has folded what is linear: the query's projections and scale into one map, the attention's
+// output projection and the values' bias into the first synapse layer, temperatures into the neuron-level
+// models. The keys' bias is left out: it moves all scores of a query alike.
+#pragma once
+
+#include <cstdint>
+
+namespace ctm {
+
+struct EngineSizes {
+  int64_t batch, ticks;  // at most
+  int64_t neurons, memory, hidden, deep;
+  int64_t width, heads, tokens, sets, action;  // attention: d, h, at most L and K, P; zeros without
+  int64_t features, given;                     // F, at most G; zeros where no input is given
+  int64_t pairs, classes, group, energy;       // S, C, predictions of one softmax, E (zero without head)
+  int64_t stateful;                            // histories live on from call to call, no predictions
+  int64_t threads;                             // each takes a share of the batch
+};
+
+enum class StageKind : int64_t { glu, silu, skip };
+
+struct EngineStage {  // one linear map and what follows it, see synapse.h
+  StageKind kind;
+  int64_t width, inputs, source, skip;  // source, skip: stages before; a source of -1 reads the input
+  float eps, outer_eps;
+  const float *weight, *bias;  // (width, or twice that before a GLU; inputs)
+  const float *norm, *norm_bias, *outer, *outer_bias;
+};
+
+// Copied by make. Null where the sizes have none of it. The first stage's weight is over [heads | z].
+struct EngineWeights {
+  const float *start, *start_post, *z0;                  // (M, D), (M, D) if stateful, else (D)
+  const float *query, *query_bias, *keys_values;         // (d, P), (d), (2 d, d)
+  const float *from_given, *given_bias;                  // (first stage's outputs, F), (outputs)
+  const float *w1, *b1, *w2, *b2;                        // as nlm.h has them, divided by their temperatures
+  const float *action_factor, *factor;                   // exp(-decay), (P), (S)
+  const float *project, *project_bias;                   // (C, S), (C)
+  const float *energy, *energy_bias, *head, *head_bias;  // (E, S), (E), (E), (1)
+  const int32_t *action_left, *action_right, *left, *right;
+};
+
+// A sample stops after the first tick t, counted from 1, of at least min_ticks that ends `patience` ticks in
+// a row on which one rule held. Rules that are off have a threshold that nothing meets.
+struct EngineHalt {
+  float certainty;  // 1 - normalised entropy >= certainty
+  float energy;     // energy < energy
+  float delta;      // |energy - that of the tick before| < delta
+  int64_t min_ticks, patience;
+  bool on;
+};
+
+enum class EngineReason : int32_t { last_tick, certainty, energy, convergence };
+
+struct EngineCall {
+  int64_t batch, ticks, tokens, sets, given;  // of this call
+  const float* token_data;                    // (K, B, L, d)
+  const float* given_data;                    // (G, B, F)
+  const int32_t* schedule;  // (T): k attends to the k-th tokens, -1 - g takes the g-th given
+  EngineHalt halt;
+  float *predictions, *certainties,
+      *energies;           // (T, B, C), (T, B, 2), (T, B); of a halted sample the last repeat
+  float* synchronisation;  // (B, S), of the last tick
+  int32_t *used, *reason;  // (B): ticks used, EngineReason
+};
+
+struct EngineRun {
+  bool finite;       // false: an input holds NaN or infinity, and nothing was computed
+  int64_t computed;  // ticks of all samples together that were computed
+};
+
+struct EngineKernels {
+  void* (*make)(const EngineSizes&, const EngineStage*, int64_t stages, const EngineWeights&);
+  void (*destroy)(void*);
+  EngineRun (*run)(void*, const EngineCall&);
+  // Histories (B, M, D) of a stateful engine, the oldest first; null resets them to the learned start.
+  void (*set_state)(void*, int64_t batch, const float* pre, const float* post);
+  void (*get_state)(void*, int64_t batch, float* pre, float* post);
+};
+
+}  // namespace ctm

@@ -1,0 +1,187 @@
+#include <atomic>
+#include <list>
+
+#include "bindings.h"
+
+namespace ctm {
+namespace {
+
+// Buffers of Python objects, held while native code reads or writes them.
+class Buffers {
+ public:
+  static constexpr size_t kMost = 32;
+
+  Buffers() = default;
+  Buffers(const Buffers&) = delete;
+  Buffers& operator=(const Buffers&) = delete;
+  ~Buffers() {
+    for (size_t i = 0; i < held_; ++i) PyBuffer_Release(&views_[i]);
+  }
+
+  // `count` elements without gaps; null for None where nothing is expected.
+  template <class T>
+  T* get(const char* name, py::handle object, int64_t count) {
+    if (object.is_none() && count == 0) return nullptr;
+    const int flags = std::is_const_v<T> ? PyBUF_C_CONTIGUOUS : PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE;
+    if (held_ == kMost) throw std::length_error("Engine: too many buffers");
+    Py_buffer& view = views_[held_];
+    if (PyObject_GetBuffer(object.ptr(), &view, flags)) throw py::error_already_set();
+    ++held_;
+    const int64_t expected = count * static_cast<int64_t>(sizeof(T));
+    if (view.len != expected)
+      throw py::value_error(std::string("Engine: ") + name + " must have " + std::to_string(expected) +
+                            " bytes, got " + std::to_string(view.len));
+    return static_cast<T*>(view.buf);
+  }
+
+ private:
+  std::array<Py_buffer, kMost> views_;
+  size_t held_ = 0;
+};
+
+using Sizes = std::array<int64_t, 19>;  // the members of EngineSizes, in order
+using Stage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double, double>;  // up to the weights
+using Counts = std::array<int64_t, 5>;                                 // batch, ticks, tokens, sets, given
+using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the members of EngineHalt
+
+// The arrays of a constructor by name; what is missing counts as None.
+class Arrays {
+ public:
+  explicit Arrays(const py::dict& named) : named_(named) {}
+
+  template <class T = float>
+  const T* get(const std::string& name, int64_t count) {
+    held_.emplace_back();
+    const py::object found = named_.contains(name) ? py::object(named_[name.c_str()]) : py::none();
+    if (found.is_none() && count) throw py::value_error("Engine: " + name + " must be given, got none");
+    return held_.back().get<const T>(name.c_str(), found, count);
+  }
+
+ private:
+  const py::dict& named_;
+  std::list<Buffers> held_;
+};
+
+EngineStage stage_of(const Stage& values, const std::string& name, Arrays& a) {
+  EngineStage s = {};
+  s.kind = static_cast<StageKind>(std::get<0>(values));
+  s.width = std::get<1>(values), s.inputs = std::get<2>(values);
+  s.source = std::get<3>(values), s.skip = std::get<4>(values);
+  s.eps = static_cast<float>(std::get<5>(values)), s.outer_eps = static_cast<float>(std::get<6>(values));
+  const int64_t outputs = s.kind == StageKind::glu ? 2 * s.width : s.width;
+  const int64_t outer = s.kind == StageKind::skip ? s.width : 0;
+  s.weight = a.get(name + "weight", outputs * s.inputs), s.bias = a.get(name + "bias", outputs);
+  s.norm = a.get(name + "norm", s.width), s.norm_bias = a.get(name + "norm_bias", s.width);
+  s.outer = a.get(name + "outer", outer), s.outer_bias = a.get(name + "outer_bias", outer);
+  return s;
+}
+
+EngineWeights weights_of(const EngineSizes& n, const std::vector<EngineStage>& stages, Arrays& a) {
+  const EngineStage& first = stages[0];
+  const int64_t outputs = n.features ? (first.kind == StageKind::glu ? 2 : 1) * first.width : 0;
+  const int64_t H = n.hidden, M = n.memory, D = n.neurons, second = n.deep ? 2 * D : 0;
+  EngineWeights w = {};
+  w.start = a.get("start", M * D);
+  w.start_post = a.get("start_post", n.stateful ? M * D : 0);
+  w.z0 = a.get("z0", n.stateful ? 0 : D);
+  w.query = a.get("query", n.width * n.action), w.query_bias = a.get("query_bias", n.width);
+  w.keys_values = a.get("keys_values", 2 * n.width * n.width);
+  w.from_given = a.get("from_given", outputs * n.features), w.given_bias = a.get("given_bias", outputs);
+  w.w1 = a.get("w1", M * 2 * H * D), w.b1 = a.get("b1", 2 * H * D);
+  w.w2 = a.get("w2", H * second), w.b2 = a.get("b2", second);
+  w.action_factor = a.get("action_factor", n.action), w.factor = a.get("factor", n.pairs);
+  w.project = a.get("project", n.classes * n.pairs), w.project_bias = a.get("project_bias", n.classes);
+  w.energy = a.get("energy", n.energy * n.pairs), w.energy_bias = a.get("energy_bias", n.energy);
+  w.head = a.get("head", n.energy), w.head_bias = a.get("head_bias", n.energy ? 1 : 0);
+  w.action_left = a.get<int32_t>("action_left", n.action);
+  w.action_right = a.get<int32_t>("action_right", n.action);
+  w.left = a.get<int32_t>("left", n.pairs), w.right = a.get<int32_t>("right", n.pairs);
+  return w;
+}
+
+// An engine with its kernels: those of the SIMD level in use when it was made.
+class EngineHandle {
+ public:
+  EngineHandle(const Sizes& sizes, const std::vector<Stage>& stages, const py::dict& named)
+      : kernels_(*kernels().engine), n_(made<EngineSizes>(sizes)) {
+    Arrays arrays(named);
+    std::vector<EngineStage> found;
+    for (const Stage& s : stages)
+      found.push_back(stage_of(s, "stage" + std::to_string(found.size()) + ".", arrays));
+    const EngineWeights weights = weights_of(n_, found, arrays);
+    engine_ = kernels_.make(n_, found.data(), static_cast<int64_t>(found.size()), weights);
+    if (n_.stateful) kernels_.set_state(engine_, n_.batch, nullptr, nullptr);
+  }
+  EngineHandle(const EngineHandle&) = delete;
+  EngineHandle& operator=(const EngineHandle&) = delete;
+  ~EngineHandle() { kernels_.destroy(engine_); }
+
+  // inputs: tokens, given, schedule; outputs: predictions, certainties, energies, synchronisation, used,
+  // reason. Returns the number of ticks of all samples that were computed, or -1 where an input is not
+  // finite.
+  int64_t run(const Counts& counts, const std::array<py::object, 3>& inputs, const Halt& halt,
+              const std::array<py::object, 6>& outputs) {
+    const auto [B, T, L, K, G] = counts;
+    Buffers held;
+    EngineCall c = {
+        B,       T,       L,       K,       G,       nullptr, nullptr, nullptr, made<EngineHalt>(halt),
+        nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    c.token_data = held.get<const float>("tokens", inputs[0], K * B * L * n_.width);
+    c.given_data = held.get<const float>("given", inputs[1], G * B * n_.features);
+    c.schedule = held.get<const int32_t>("schedule", inputs[2], T);
+    const int64_t rows = n_.stateful ? 0 : T * B, once = n_.stateful ? 0 : B;
+    c.predictions = held.get<float>("predictions", outputs[0], rows * n_.classes);
+    c.certainties = held.get<float>("certainties", outputs[1], rows * 2);
+    c.energies = held.get<float>("energies", outputs[2], n_.energy ? rows : 0);
+    c.synchronisation = held.get<float>("synchronisation", outputs[3], B * n_.pairs);
+    c.used = held.get<int32_t>("ticks", outputs[4], once);
+    c.reason = held.get<int32_t>("reason", outputs[5], once);
+    const Turn turn(busy_);
+    py::gil_scoped_release release;
+    const EngineRun found = kernels_.run(engine_, c);
+    return found.finite ? found.computed : -1;
+  }
+
+  void set_state(int64_t batch, const py::object& pre, const py::object& post) {
+    const Turn turn(busy_);
+    const int64_t count = pre.is_none() ? 0 : batch * n_.memory * n_.neurons;
+    Buffers held;
+    const float* before = held.get<const float>("state[0]", pre, count);
+    kernels_.set_state(engine_, batch, before, held.get<const float>("state[1]", post, count));
+  }
+  void get_state(int64_t batch, const py::object& pre, const py::object& post) {
+    const Turn turn(busy_);
+    const int64_t count = batch * n_.memory * n_.neurons;
+    Buffers held;
+    float* before = held.get<float>("state[0]", pre, count);
+    kernels_.get_state(engine_, batch, before, held.get<float>("state[1]", post, count));
+  }
+
+ private:
+  // One call at a time: they would write to the same memory.
+  struct Turn {
+    std::atomic<bool>& busy;
+    explicit Turn(std::atomic<bool>& b) : busy(b) {
+      if (busy.exchange(true))
+        throw std::runtime_error("Engine: one call at a time must run, got another from a second thread");
+    }
+    ~Turn() { busy = false; }
+  };
+
+  const EngineKernels& kernels_;
+  const EngineSizes n_;
+  void* engine_ = nullptr;
+  std::atomic<bool> busy_{false};
+};
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<EngineHandle>(m, "Engine")
+      .def(py::init<const Sizes&, const std::vector<Stage>&, const py::dict&>())
+      .def("run", &EngineHandle::run)
+      .def("set_state", &EngineHandle::set_state)
+      .def("get_state", &EngineHandle::get_state);
+}
+
+}  // namespace ctm
