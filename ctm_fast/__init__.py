@@ -10,13 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctm_fast import models, nn, ops
+    from ctm_fast import engine, models, nn, ops
     from ctm_fast.acceleration import accelerate, restore
     from ctm_fast.backend import use_backend
     from ctm_fast.cuda_graphs import capture, release
+    from ctm_fast.engine import Engine
 
-_MODULES = ("models", "nn", "ops")
+_MODULES = ("engine", "models", "nn", "ops")
 _FUNCTIONS = {
+    "Engine": "ctm_fast.engine",
     "accelerate": "ctm_fast.acceleration",
     "capture": "ctm_fast.cuda_graphs",
     "release": "ctm_fast.cuda_graphs",
@@ -25,9 +27,11 @@ _FUNCTIONS = {
 }
 
 __all__ = [
+    "Engine",
     "__version__",
     "accelerate",
     "capture",
+    "engine",
     "models",
     "nn",
     "ops",

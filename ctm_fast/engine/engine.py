@@ -1,0 +1,198 @@
+"""The engine's Python face. Letters: B batch, T ticks, D neurons, M memory length, C predictions, S pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctm_fast import _C
+from ctm_fast.engine import file
+from ctm_fast.engine.halt import NEVER, EngineResult, Halt
+from ctm_fast.engine.inputs import Inputs, check, from_arrays
+from ctm_fast.engine.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+State = tuple[np.ndarray, np.ndarray]
+
+
+class Engine:
+    """A CTM in inference: all ticks in one native call, on the CPU in float32.
+
+    Weights are packed once. A call allocates no native memory, takes no lock and leaves the GIL; it runs on the
+    calling thread and, with more ``threads``, on others that share the batch. An engine runs one call at a time:
+    threads that call at once need one each.
+
+    Args:
+        model: a base, sorting, QAMNIST or reinforcement-learning CTM of this package or of the published structure,
+            in eval mode. Later changes of its weights are not seen.
+        example_inputs: arguments of its forward, a tensor or a tuple of them, with the largest batch, number of
+            tokens and ticks that the engine will see. The model's and the engine's results for them must agree.
+        threads: at least 1.
+
+    Call an engine with torch tensors as the model: what lies before the recurrent part runs in torch, in the model. Or
+    with NumPy arrays, as an engine from a file is called:
+
+    - base: tokens (B, L, d), behind the key-value projection;
+    - sort: numbers (B, N);
+    - QAMNIST: tokens (B, digit ticks, L, d) of each digit tick, and the embedded question (B, question ticks, d);
+    - reinforcement learning: features (B, F), behind the backbone.
+
+    Raises:
+        TypeError, ValueError: "Engine: argument must ..., got ...".
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, threads: int = 1) -> None:
+        from ctm_fast.engine import agreement, extract
+
+        example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        recipe, features = extract.extract(model, example)
+        self._prepare(recipe, features, threads)
+        agreement.verify(self, model, example)
+
+    @classmethod
+    def _from_recipe(cls, recipe: Recipe, threads: int) -> Engine:
+        engine = cls.__new__(cls)
+        engine._prepare(recipe, None, threads)
+        return engine
+
+    def _prepare(self, recipe: Recipe, features: Callable[..., Inputs] | None, threads: int) -> None:
+        if threads < 1:
+            raise ValueError(f"Engine: threads must be at least 1, got {threads}")
+        self._recipe, self._features = recipe, features
+        sizes = (*recipe.sizes, min(threads, recipe.sizes.batch))
+        self._native = _C.Engine(sizes, recipe.native_stages(), recipe.arrays)
+        self._batch = recipe.sizes.batch  # of the state
+        self.computed = 0
+
+    @property
+    def kind(self) -> str:
+        """What the model is: "base", "sort", "qamnist" or "rl"."""
+        return self._recipe.kind
+
+    def __call__(self, *inputs: Any, halt: Halt | None = None) -> EngineResult:
+        """Run all ticks, or until every sample has halted.
+
+        Args:
+            inputs: see the class. For reinforcement learning (x, (pre, post)) with histories (B, D, M).
+            halt: when samples stop; those that did no longer cost time. None runs all ticks.
+
+        ``computed`` then holds the number of ticks of all samples together that were computed.
+        """
+        if self._recipe.sizes.stateful:
+            return self._call_stateful(*inputs, halt=halt)
+        read = self._read(inputs)
+        if halt is not None and self._recipe.sizes.energy == 0 and (halt.energy, halt.delta) != (None, None):
+            raise ValueError("Engine: halt must have no rule for energies, got one for a model without energy head")
+        n, batch, ticks = self._recipe.sizes, read.batch, len(read.schedule)
+        predictions = np.empty((ticks, batch, n.classes), np.float32)
+        certainties = np.empty((ticks, batch, 2), np.float32)
+        energies = np.empty((ticks, batch, 1), np.float32) if n.energy else None
+        synchronisation = np.empty((batch, n.pairs), np.float32)
+        used, reason = np.empty(batch, np.int32), np.empty(batch, np.int32)
+        outputs = (predictions, certainties, energies, synchronisation, used, reason)
+        self._run(read, halt.native() if halt is not None else NEVER, outputs)
+        by_sample = [x.transpose(1, 2, 0) if x is not None else None for x in outputs[:3]]
+        return EngineResult(*by_sample, synchronisation, used, reason)  # type: ignore[arg-type]
+
+    def _read(self, inputs: tuple[Any, ...]) -> Inputs:
+        """Checked inputs of a call: by the model's features for tensors, as they are for arrays."""
+        if self._features is not None and inputs and hasattr(inputs[0], "detach"):
+            read = self._features(*inputs)
+        else:
+            read = from_arrays(self._recipe, inputs)
+        check(read, self._recipe)
+        return read
+
+    def _run(self, read: Inputs, halt: tuple[Any, ...], outputs: tuple[np.ndarray | None, ...]) -> None:
+        counts = (
+            read.batch, len(read.schedule), read.tokens.shape[2], len(read.tokens), len(read.given),
+        )  # fmt: skip
+        self.computed = self._native.run(counts, (read.tokens, read.given, read.schedule), halt, outputs)
+        if self.computed < 0:
+            raise ValueError("Engine: inputs must be finite, got NaN or infinity")
+
+    # What is kept between the calls of a model for reinforcement learning.
+
+    def reset(self, batch: int | None = None) -> None:
+        """Put the learned start into the histories of ``batch`` samples, by default the engine's largest."""
+        self._require_state("reset")
+        batch = self._recipe.sizes.batch if batch is None else batch
+        self._resize(batch)
+        self._native.set_state(batch, None, None)
+
+    def step(self, x: Any) -> tuple[np.ndarray, State]:
+        """All ticks on one observation: (output synchronisation (B, S), state after it).
+
+        Args:
+            x: an observation tensor of the model, or features (B, F); B as of the last :meth:`reset` or
+                :meth:`set_state`.
+        """
+        self._require_state("step")
+        read = self._read((x,))
+        if read.batch != self._batch:
+            raise ValueError(f"Engine: x must have the state's batch of {self._batch}, got {read.batch}")
+        synchronisation = np.empty((read.batch, self._recipe.sizes.pairs), np.float32)
+        self._run(read, NEVER, (None, None, None, synchronisation, None, None))
+        return synchronisation, self.get_state()
+
+    def get_state(self) -> State:
+        """Histories of pre- and post-activations, copies of shape (B, D, M), the newest last."""
+        self._require_state("get_state")
+        n = self._recipe.sizes
+        pre, post = (np.empty((self._batch, n.memory, n.neurons), np.float32) for _ in range(2))
+        self._native.get_state(self._batch, pre, post)
+        return pre.transpose(0, 2, 1), post.transpose(0, 2, 1)
+
+    def set_state(self, state: tuple[Any, Any]) -> None:
+        """Continue from histories (B, D, M) as :meth:`get_state` returns them."""
+        self._require_state("set_state")
+        n, held = self._recipe.sizes, []
+        for i, history in enumerate(state):
+            found = np.asarray(history, np.float32)
+            if found.ndim != 3 or found.shape[1:] != (n.neurons, n.memory) or len(found) != len(state[0]):
+                expected = (len(state[0]), n.neurons, n.memory)
+                raise ValueError(f"Engine: state[{i}] must have shape {expected}, got {found.shape}")
+            if not np.isfinite(found).all():
+                raise ValueError(f"Engine: state[{i}] must be finite, got NaN or infinity")
+            held.append(np.ascontiguousarray(found.transpose(0, 2, 1)))
+        self._resize(len(held[0]))
+        self._native.set_state(len(held[0]), *held)
+
+    def _resize(self, batch: int) -> None:
+        if not 1 <= batch <= self._recipe.sizes.batch:
+            most = self._recipe.sizes.batch
+            raise ValueError(f"Engine: batch must be in [1, {most}], that of the example, got {batch}")
+        self._batch = batch
+
+    def _require_state(self, name: str) -> None:
+        if not self._recipe.sizes.stateful:
+            raise TypeError(f"Engine: {name} must be called for a stateful model, got one of kind {self._recipe.kind}")
+
+    def _call_stateful(self, *inputs: Any, halt: Halt | None) -> EngineResult:
+        if halt is not None:
+            raise ValueError("Engine: halt must be None for a model without predictions, got rules")
+        if len(inputs) != 2:
+            raise TypeError(f"Engine: inputs must be an observation and a state, got {len(inputs)} arguments")
+        self.set_state(inputs[1])
+        synchronisation, _ = self.step(inputs[0])
+        used = np.full(len(synchronisation), self._recipe.iterations, np.int32)
+        return EngineResult(None, None, None, synchronisation, used, np.zeros_like(used))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the engine to one file in safetensors layout, under its name only once it is whole."""
+        file.write(path, self._recipe)
+
+
+def load(path: str | os.PathLike[str], threads: int = 1) -> Engine:
+    """Read an engine that :meth:`Engine.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or not of an engine.
+    """
+    return Engine._from_recipe(file.read(path), threads)

@@ -1,0 +1,229 @@
+"""From a torch model to an engine's recipe and inputs; the one module of the engine that imports torch.
+
+What is linear is folded in float64: the query's two projections and its scale, the attention's output projection
+and the values' bias into the first synapse layer, temperatures into the neuron-level models. The keys' bias moves
+all scores of a query alike and is left out. Letters as in ``ctm_fast.engine.recipe``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctm_fast import forward
+from ctm_fast.acceleration import recognise
+from ctm_fast.engine.inputs import Inputs
+from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
+from ctm_fast.loop import plan
+from ctm_fast.loop.synapses import SynapsePlan
+from ctm_fast.nn.sync import MAX_DECAY
+
+RL_MAX_DECAY = 4.0
+
+Arrays = dict[str, np.ndarray]
+
+
+def features_of(model: nn.Module, kind: str) -> Callable[..., Inputs]:
+    """The function that runs everything before the recurrent part in torch."""
+
+    def run(*inputs: Any) -> Inputs:
+        with torch.no_grad():
+            return _FEATURES[kind](model, *inputs)
+
+    return run
+
+
+def extract(model: nn.Module, example: tuple[Any, ...]) -> tuple[Recipe, Callable[..., Inputs]]:
+    """The recipe of a model, and its features; ``example`` are arguments of its forward, of the largest sizes.
+
+    Raises:
+        TypeError: the model is not a module.
+        ValueError: it is no CTM that the engine can run; the message says why.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Engine: model must be a torch.nn.Module, got {type(model).__name__}")
+    kind = recognise(model)
+    if kind is None:
+        raise ValueError(f"Engine: model must be a Continuous Thought Machine, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("Engine: model must be in eval mode (model.eval()), got one in training mode")
+    if forward.is_lazy(model):
+        raise ValueError("Engine: model must have run once, got one with lazy parameters")
+    features = features_of(model, kind)
+    recipe = _recipe(model, kind, features(*example))
+    reason = reason_against(recipe)
+    if reason:
+        raise ValueError(f"Engine: model must have sizes that fit each other, got {reason}")
+    return recipe, features
+
+
+def _recipe(model: Any, kind: str, inputs: Inputs) -> Recipe:
+    synapses, nlm = plan.synapse_plan(model.synapses), plan.nlm_weights(model.trace_processor)
+    attends = kind in ("base", "qamnist")
+    attention = plan.why_attention_is_called(model.q_proj, model.attention) if attends else None
+    for name, found in {"synapses": synapses, "neuron-level models": nlm, "attention": attention}.items():
+        if isinstance(found, str):
+            raise ValueError(f"Engine: model must have the published {name}, got {found}")
+    for name in ("compute_synchronisation", "compute_certainty"):
+        if forward.overridden(model, name):
+            raise ValueError(f"Engine: model must have the published {name}, got a method of its own")
+    assert isinstance(synapses, SynapsePlan) and isinstance(nlm, tuple)
+    arrays = _models(nlm[0]) | _starts(model, kind) | _synapses(model if attends else None, synapses, inputs)
+    if attends:
+        arrays |= _query(model)
+    arrays |= _output(model, kind)
+    stages = _stages(synapses, arrays["stage0.weight"].shape[1])
+    arrays = {name: np.ascontiguousarray(x, np.int32 if x.dtype == np.int32 else np.float32) for name, x in arrays.items()}
+    iterations = model.iterations_for_answering if kind == "qamnist" else model.iterations
+    return Recipe(kind, int(iterations), _sizes(model, kind, inputs, arrays), stages, arrays)
+
+
+def _sizes(model: Any, kind: str, inputs: Inputs, arrays: Arrays) -> Sizes:
+    memory, outputs, neurons = arrays["w1"].shape
+    attends, classes = "query" in arrays, 0
+    group = 0
+    if kind != "rl":
+        classes = arrays["project"].shape[0]
+        group = _group(classes, tuple(model.prediction_reshaper))
+    sets, batch, tokens = inputs.tokens.shape[:3]
+    given, given_batch, features = inputs.given.shape
+    return Sizes(
+        batch=batch or given_batch, ticks=len(inputs.schedule), neurons=neurons, memory=memory, hidden=outputs // 2,
+        deep=int("w2" in arrays), width=model.attention.embed_dim if attends else 0,
+        heads=model.attention.num_heads if attends else 0, tokens=tokens, sets=sets,
+        action=len(arrays["action_factor"]) if attends else 0, features=features, given=given,
+        pairs=len(arrays["factor"]), classes=classes, group=group,
+        energy=len(arrays.get("head", ())), stateful=int(kind == "rl"),
+    )  # fmt: skip
+
+
+def _group(classes: int, reshaper: tuple[int, ...]) -> int:
+    """Predictions of one softmax."""
+    last = reshaper[-1]
+    return classes // math.prod(reshaper[:-1]) if last == -1 else last
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+
+
+def _models(weights: tuple[Tensor, ...]) -> Arrays:
+    w1, b1, t1, *second = (_array(x) for x in weights)
+    found = {"w1": w1 / t1, "b1": b1[0] / t1}
+    if second:
+        w2, b2, t2 = second
+        found |= {"w2": w2 / t2, "b2": b2[0] / t2}
+    return found
+
+
+def _starts(model: Any, kind: str) -> Arrays:
+    found = {"start": _array(model.start_trace).T}
+    if kind == "rl":
+        return found | {"start_post": _array(model.start_activated_trace).T}
+    return found | {"z0": _array(model.start_activated_state)}
+
+
+def _synapses(model: Any, p: SynapsePlan, inputs: Inputs) -> Arrays:
+    """The stages' parameters, the first over [heads | z]; and the map of given inputs."""
+    found: Arrays = {}
+    for i, s in enumerate(p.stages):
+        names = {"weight": s.linear, "bias": s.linear + 1, "norm": s.norm, "norm_bias": s.norm + 1}
+        if s.kind == "skip":
+            names |= {"outer": s.outer, "outer_bias": s.outer + 1}
+        found |= {f"stage{i}.{name}": _array(p.parameters[at]) for name, at in names.items()}
+    weight, bias = found["stage0.weight"], found["stage0.bias"]
+    x, z = np.split(weight, [weight.shape[1] - p.outputs], axis=1)
+    if inputs.given.size:
+        found |= {"from_given": x, "given_bias": bias}
+    found["stage0.weight"] = z
+    if model is not None:
+        a = model.attention
+        out, values_bias = _array(a.out_proj.weight), _array(a.in_proj_bias)[2 * a.embed_dim :]
+        found["stage0.weight"] = np.concatenate((x @ out, z), 1)
+        found["stage0.bias"] = bias + x @ (out @ values_bias + _array(a.out_proj.bias))
+    return found
+
+
+def _stages(p: SynapsePlan, inputs: int) -> tuple[Stage, ...]:
+    widths = [p.parameters[s.norm].shape[0] for s in p.stages]
+    return tuple(
+        Stage(s.kind, width, inputs if s.source < 0 else widths[s.source], s.source, s.skip, s.eps, s.outer_eps)
+        for s, width in zip(p.stages, widths, strict=True)
+    )
+
+
+def _query(model: Any) -> Arrays:
+    a = model.attention
+    d, weight, bias = a.embed_dim, _array(a.in_proj_weight), _array(a.in_proj_bias)
+    scale = (d // a.num_heads) ** -0.5
+    query, keys_values = weight[:d] * scale, weight[d:]
+    left, right = forward.pairs(model, "action")
+    return {
+        "query": query @ _array(model.q_proj.weight),
+        "query_bias": query @ _array(model.q_proj.bias) + bias[:d] * scale,
+        "keys_values": keys_values, "action_left": left.cpu().numpy(), "action_right": right.cpu().numpy(),
+        "action_factor": _factor(model.decay_params_action, MAX_DECAY),
+    }  # fmt: skip
+
+
+def _factor(decay: Tensor, most: float) -> np.ndarray:
+    return np.exp(-np.clip(_array(decay), 0.0, most))
+
+
+def _output(model: Any, kind: str) -> Arrays:
+    offset = model.d_model - model.out_neuron_indices_left.numel() if kind == "rl" else 0
+    left, right = forward.pairs(model, "out", offset)
+    found = {"left": left.cpu().numpy(), "right": right.cpu().numpy()}
+    found["factor"] = _factor(model.decay_params_out, RL_MAX_DECAY if kind == "rl" else MAX_DECAY)
+    if kind == "rl":
+        return found
+    (projector,) = _linear_parts(model.output_projector, "output_projector", (nn.Linear,))
+    found |= {"project": _array(projector.weight), "project_bias": _array(projector.bias)}
+    head = getattr(model, "energy_head", None)
+    if head is not None:
+        hidden, _, last = _linear_parts(head, "energy_head", (nn.Linear, nn.SiLU, nn.Linear))
+        found |= {"energy": _array(hidden.weight), "energy_bias": _array(hidden.bias)}
+        found |= {"head": _array(last.weight)[0], "head_bias": _array(last.bias)}
+    return found
+
+
+def _linear_parts(module: nn.Module, name: str, expected: tuple[type, ...]) -> list[Any]:
+    """The leaves of a module that is exactly these layers, with biases and without hooks."""
+    leaves = [part for part in plan.parts_of(module) if type(part) is not nn.Sequential]
+    plain = plan.why_called(plan.parts_of(module)) is None and tuple(map(type, leaves)) == expected
+    if not plain or any(part.bias is None for part in leaves if isinstance(part, nn.Linear)):
+        layers = ", ".join(kind.__name__ for kind in expected)
+        raise ValueError(f"Engine: model must have {name} of the layers {layers}, got others")
+    return leaves
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.detach().cpu().float().numpy())
+
+
+def _base(model: Any, x: Tensor) -> Inputs:
+    return Inputs.attended(_numpy(model.compute_features(x)), model.iterations)
+
+
+def _sort(model: Any, x: Tensor) -> Inputs:
+    return Inputs.constant(_numpy(x), model.iterations)
+
+
+def _qamnist(model: Any, x: Tensor, z: Tensor) -> Inputs:
+    tokens, schedule = forward._digits(model, x)
+    given, question = forward._question(model, x, z)
+    schedule = [*schedule, *(-1 - g for g in range(question))]
+    schedule += [-1 - question] * model.iterations_for_answering
+    return Inputs(_numpy(torch.stack(tokens)), _numpy(given), np.array(schedule, np.int32))
+
+
+def _rl(model: Any, x: Tensor, *_: Any) -> Inputs:
+    return Inputs.constant(_numpy(model.backbone(x).flatten(1)), model.iterations)
+
+
+_FEATURES: dict[str, Callable[..., Inputs]] = {"base": _base, "sort": _sort, "qamnist": _qamnist, "rl": _rl}

@@ -1,0 +1,106 @@
+"""Engine files: the safetensors layout (length, JSON header, arrays), with the sizes in the header's metadata."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
+
+FORMAT, VERSION = "ctm_fast.engine", "1"
+DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+LENGTH_BYTES = 8
+ALIGNMENT = 64
+MOST_HEADER_BYTES = 1 << 24
+
+
+def write(path: str | os.PathLike[str], recipe: Recipe) -> None:
+    """Write under a temporary name beside ``path``, then rename."""
+    path = Path(path)
+    config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
+    config["stages"] = [stage._asdict() for stage in recipe.stages]
+    header: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
+    }
+    at = 0
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    for name, x in recipe.arrays.items():
+        header[name] = {"dtype": codes[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
+        at += x.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+            for x in recipe.arrays.values():
+                stream.write(x.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a file. Raises as ``ctm_fast.engine.load``."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load: path must be a file, got {str(path)!r}")
+    data = path.read_bytes()
+    header, start = _header(data, path)
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"load: path must be an engine's file, got another safetensors file: {str(path)!r}")
+    if metadata.get("version") != VERSION:
+        found = metadata.get("version")
+        raise ValueError(f"load: path must be an engine's file of version {VERSION}, got version {found}")
+    try:
+        arrays = {name: _array(data, start, entry) for name, entry in header.items()}
+        recipe = _recipe(json.loads(metadata["config"]), arrays)
+        reason = reason_against(recipe)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error)
+    if reason:
+        raise ValueError(f"load: path must be a whole engine's file, got {reason}: {str(path)!r}")
+    return recipe
+
+
+def _header(data: bytes, path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header, and where the arrays begin."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    start = LENGTH_BYTES + length
+    if len(data) < LENGTH_BYTES or length > MOST_HEADER_BYTES or start > len(data):
+        raise ValueError(f"load: path must be an engine's file, got a damaged or foreign one: {str(path)!r}")
+    try:
+        header = json.loads(data[LENGTH_BYTES:start])
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"load: path must be an engine's file, got a damaged or foreign one: {str(path)!r}")
+    return header, start
+
+
+def _array(data: bytes, start: int, entry: dict[str, Any]) -> np.ndarray:
+    dtype, shape = DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+    first, end = entry["data_offsets"]
+    if not 0 <= first <= end <= len(data) - start or end - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a truncated file")
+    native = np.frombuffer(data, dtype, math.prod(shape), start + first).reshape(shape)
+    return native.astype(dtype.newbyteorder("="))
+
+
+def _recipe(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recipe:
+    sizes = Sizes(**{name: int(value) for name, value in config["sizes"].items()})
+    stages = tuple(
+        Stage(s["kind"], *(int(s[name]) for name in Stage._fields[1:5]), float(s["eps"]), float(s["outer_eps"]))
+        for s in config["stages"]
+    )
+    return Recipe(str(config["kind"]), int(config["iterations"]), sizes, stages, arrays)

@@ -1,0 +1,103 @@
+"""What the recurrent part reads in a call, and the checks of it.
+
+Letters: B batch, T ticks, L tokens of width d, K sets of them, G given inputs of width F, Q question ticks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ctm_fast.engine.recipe import Recipe
+
+NO_TOKENS = np.empty((0, 0, 0, 0), np.float32)
+NO_GIVEN = np.empty((0, 0, 0), np.float32)
+
+
+class Inputs(NamedTuple):
+    """Tick t attends to ``tokens[k]`` for k = ``schedule[t]`` >= 0 and takes ``given[g]`` for -1 - g."""
+
+    tokens: np.ndarray  # (K, B, L, d) float32
+    given: np.ndarray  # (G, B, F) float32
+    schedule: np.ndarray  # (T) int32
+
+    @classmethod
+    def attended(cls, tokens: np.ndarray, ticks: int) -> Inputs:
+        """The same tokens (B, L, d) at every tick."""
+        return cls(tokens[None], NO_GIVEN, np.zeros(ticks, np.int32))
+
+    @classmethod
+    def constant(cls, given: np.ndarray, ticks: int) -> Inputs:
+        """The same input (B, F) at every tick."""
+        return cls(NO_TOKENS, given[None], np.full(ticks, -1, np.int32))
+
+    @property
+    def batch(self) -> int:
+        """Samples."""
+        return (self.tokens if len(self.tokens) else self.given).shape[1]
+
+
+def from_arrays(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
+    """Inputs of a call from its arrays: see ``ctm_fast.engine.Engine``.
+
+    Raises ``ValueError`` or ``TypeError`` where an array is not what the engine reads.
+    """
+    n = recipe.sizes
+    if recipe.kind == "qamnist":
+        return _digits_and_question(recipe, inputs)
+    (x,) = _expect(inputs, 1)
+    if recipe.kind == "base":
+        return Inputs.attended(_checked("tokens", x, (None, None, n.width)), recipe.iterations)
+    return Inputs.constant(_checked("x", x, (None, n.features)), recipe.iterations)
+
+
+def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    if len(inputs) != count:
+        raise TypeError(f"Engine: inputs must be {count} arrays, got {len(inputs)}")
+    return inputs
+
+
+def _checked(name: str, x: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """``x`` as a float32 array of this shape, where None stands for any size."""
+    found = np.asarray(x)
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"Engine: {name} must be an array of real numbers, got {found.dtype}")
+    fits = found.ndim == len(shape) and all(
+        b in (None, a) for a, b in zip(found.shape, shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"Engine: {name} must have shape ({expected}), got {found.shape}")
+    return np.ascontiguousarray(found, np.float32)
+
+
+def _digits_and_question(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
+    """Tokens (B, digit ticks, L, d) and embedded question (B, Q, d); equal digits in a row are projected once."""
+    n = recipe.sizes
+    first, second = _expect(inputs, 2)
+    digits = _checked("tokens", first, (None, None, None, n.width))
+    question = _checked("question", second, (len(digits), None, n.width))
+    ticks, asked = digits.shape[1], question.shape[1]
+    changed = [t for t in range(ticks) if t == 0 or not np.array_equal(digits[:, t], digits[:, t - 1])]
+    sets = np.searchsorted(changed, np.arange(ticks), side="right") - 1
+    schedule = [*sets, *(-1 - g for g in range(asked)), *[-1 - asked] * recipe.iterations]
+    silence = np.zeros((1, len(digits), n.width), np.float32)
+    return Inputs(
+        np.ascontiguousarray(digits[:, changed].swapaxes(0, 1)),
+        np.concatenate((question.swapaxes(0, 1), silence)),
+        np.array(schedule, np.int32),
+    )
+
+
+def check(inputs: Inputs, recipe: Recipe) -> None:
+    """Raise ``ValueError`` unless the inputs fit into the memory that the engine has."""
+    n = recipe.sizes
+    found = {"batch": (inputs.batch, n.batch), "ticks": (len(inputs.schedule), n.ticks)}
+    found |= {"sets of tokens": (len(inputs.tokens), n.sets), "given inputs": (len(inputs.given), n.given)}
+    found["tokens"] = (inputs.tokens.shape[2], n.tokens)
+    for name, (size, most) in found.items():
+        if size > most:
+            raise ValueError(f"Engine: {name} must be at most {most}, that of the example, got {size}")
+    if inputs.batch < 1 or (len(inputs.tokens) and inputs.tokens.shape[2] < 1):
+        raise ValueError("Engine: inputs must hold at least one sample, got none")

@@ -1,0 +1,141 @@
+"""What an engine is made of: sizes, synapse stages and float32 arrays, the contents of its file.
+
+Letters: B batch, T ticks, D neurons, M memory length, H hidden width, d input width, L tokens, K sets of tokens,
+G given inputs of width F, P action pairs, S output pairs, C predictions, E energy width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("base", "sort", "qamnist", "rl")
+STAGES = ("glu", "silu", "skip")  # in the order of csrc/engine.h
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Sizes(NamedTuple):
+    """In the order of csrc/engine.h, without the threads."""
+
+    batch: int  # at most
+    ticks: int  # at most
+    neurons: int
+    memory: int
+    hidden: int
+    deep: int
+    width: int  # d; 0 without attention
+    heads: int
+    tokens: int  # at most
+    sets: int  # at most
+    action: int  # P
+    features: int  # F; 0 where no input is given
+    given: int  # at most
+    pairs: int  # S
+    classes: int  # C; 0 if stateful
+    group: int  # predictions of one softmax
+    energy: int  # E; 0 without an energy head
+    stateful: int
+
+
+class Stage(NamedTuple):
+    """One linear map and what follows it; ``source`` and ``skip`` are stages before, a source of -1 the input."""
+
+    kind: str
+    width: int
+    inputs: int
+    source: int
+    skip: int
+    eps: float
+    outer_eps: float
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the linear map."""
+        return self.width * (2 if self.kind == "glu" else 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An engine before it is packed. ``iterations``: ticks of a call, for QAMNIST of the answer."""
+
+    kind: str
+    iterations: int
+    sizes: Sizes
+    stages: tuple[Stage, ...]
+    arrays: dict[str, np.ndarray]
+
+    def native_stages(self) -> list[tuple[int, int, int, int, int, float, float]]:
+        """As the extension takes them."""
+        return [(STAGES.index(s.kind), *s[1:]) for s in self.stages]
+
+
+def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
+    """Shape of every array by name; those of ``INDICES`` are int32, all others float32."""
+    n = sizes
+    found: Shapes = {"start": (n.memory, n.neurons), "w1": (n.memory, 2 * n.hidden, n.neurons)}
+    found |= {"b1": (n.neurons, 2 * n.hidden), "factor": (n.pairs,), "left": (n.pairs,), "right": (n.pairs,)}
+    if n.deep:
+        found |= {"w2": (n.hidden, 2, n.neurons), "b2": (n.neurons, 2)}
+    if n.heads:
+        found |= {"query": (n.width, n.action), "query_bias": (n.width,), "action_factor": (n.action,)}
+        found |= {"keys_values": (2 * n.width, n.width), "action_left": (n.action,), "action_right": (n.action,)}
+    if n.features:
+        found |= {"from_given": (stages[0].outputs, n.features), "given_bias": (stages[0].outputs,)}
+    if n.stateful:
+        found["start_post"] = (n.memory, n.neurons)
+    else:
+        found |= {"z0": (n.neurons,), "project": (n.classes, n.pairs), "project_bias": (n.classes,)}
+    if n.energy:
+        found |= {"energy": (n.energy, n.pairs), "energy_bias": (n.energy,), "head": (n.energy,)}
+        found["head_bias"] = (1,)
+    for i, s in enumerate(stages):
+        rows = {"weight": (s.outputs, s.inputs), "bias": (s.outputs,), "norm": (s.width,), "norm_bias": (s.width,)}
+        if s.kind == "skip":
+            rows |= {"outer": (s.width,), "outer_bias": (s.width,)}
+        found |= {f"stage{i}.{name}": shape for name, shape in rows.items()}
+    return found
+
+
+INDICES = ("action_left", "action_right", "left", "right")
+
+
+def reason_against(recipe: Recipe) -> str | None:
+    """Why no engine can be made of this, or None."""
+    n, stages = recipe.sizes, recipe.stages
+    if recipe.kind not in KINDS or recipe.iterations < 1 or any(x < 0 for x in n):
+        return "unknown kinds or negative sizes"
+    if min(n.batch, n.ticks, n.neurons, n.memory, n.hidden, n.pairs) < 1 or not stages:
+        return "sizes of zero"
+    if bool(n.heads) != bool(n.width) or (n.heads and (n.width % n.heads or not n.action * n.tokens * n.sets)):
+        return "sizes of an attention that do not fit each other"
+    if bool(n.stateful) == bool(n.classes) or (n.classes and (n.group < 1 or n.classes % n.group)):
+        return "predictions that do not fit their softmax"
+    if reason := _against_stages(n, stages):
+        return reason
+    shapes = shapes_of(n, stages)
+    if shapes.keys() != recipe.arrays.keys():
+        different = sorted(shapes.keys() ^ recipe.arrays.keys())
+        return f"missing or further arrays: {', '.join(different[:5])}"
+    for name, shape in shapes.items():
+        found, dtype = recipe.arrays[name], np.int32 if name in INDICES else np.float32
+        if found.shape != shape or found.dtype != dtype:
+            return f"{name} of shape {found.shape} and {found.dtype} where {shape} and {np.dtype(dtype)} belong"
+        if name in INDICES and found.size and not (0 <= found.min() and found.max() < n.neurons):
+            return f"{name} outside [0, {n.neurons})"
+    return None
+
+
+def _against_stages(n: Sizes, stages: tuple[Stage, ...]) -> str | None:
+    for i, s in enumerate(stages):
+        known = s.kind in STAGES and s.width > 0 and s.inputs > 0
+        if not known or not -1 <= s.source < i or (s.source == -1) != (i == 0):
+            return f"an unknown synapse stage {i}"
+        expected = n.width + n.neurons if i == 0 else stages[s.source].width
+        if s.inputs != expected:
+            return f"synapse stage {i} with {s.inputs} inputs where {expected} belong"
+        if s.kind == "skip" and not (0 <= s.skip < i and stages[s.skip].width == s.width):
+            return f"synapse stage {i} with a skip from a stage of another width"
+    return None if stages[-1].width == n.neurons else "a last synapse stage of another width than the neurons"

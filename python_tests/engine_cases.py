@@ -1,0 +1,43 @@
+"""Models and inputs of the engine's tests, and the truth about them in float64."""
+
+import copy
+
+import numpy as np
+import torch
+from foreign_cases import build
+from foreign_cases import to as in_dtype
+
+from ctm_fast.testing import relative_error
+
+
+def eval_model(name, batch=3, seed=0, **changes):
+    """A foreign model in eval mode, and inputs for it."""
+    model, inputs = build(name, batch=batch, seed=seed, **changes)
+    return model.eval(), inputs
+
+
+def outputs(model, inputs):
+    """What the engine returns, of a model: (predictions, certainties, ...) as a list of tensors."""
+    with torch.no_grad():
+        found = model(*inputs)
+    if not isinstance(found[1], tuple):
+        return list(found)
+    return [found[0], *found[1]]
+
+
+def engine_outputs(engine, inputs):
+    """The same of an engine, as tensors."""
+    found = engine(*inputs)
+    if found.predictions is None:
+        return [torch.from_numpy(np.ascontiguousarray(x)) for x in (found.synchronisation, *engine.get_state())]
+    last = found.synchronisation if found.energies is None else found.energies
+    return [torch.from_numpy(np.ascontiguousarray(x)) for x in (found.predictions, found.certainties, last)]
+
+
+def assert_as_exact(engine, model, inputs):
+    """Errors against float64 within max(1e-5, twice those of the torch model)."""
+    truth = outputs(copy.deepcopy(model).double(), in_dtype(inputs, torch.float64))
+    plain, found = outputs(model, inputs), engine_outputs(engine, inputs)
+    assert [x.shape for x in found] == [x.shape for x in truth]
+    for exact, torchs, ours in zip(truth, plain, found, strict=True):
+        assert relative_error(ours, exact) <= max(1e-5, 2 * relative_error(torchs, exact))
