@@ -85,7 +85,7 @@ def _digits_and_question(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
     silence = np.zeros((1, len(digits), n.width), np.float32)
     return Inputs(
         np.ascontiguousarray(digits[:, changed].swapaxes(0, 1)),
-        np.concatenate((question.swapaxes(0, 1), silence)),
+        np.ascontiguousarray(np.concatenate((question.swapaxes(0, 1), silence))),
         np.array(schedule, np.int32),
     )
 

@@ -1,0 +1,200 @@
+"""Engine files: written whole or not at all, read without torch, and damaged or foreign ones refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import eval_model
+
+import ctm_fast
+from ctm_fast import engine as engines
+
+NAMES = ["base-energy", "sort", "qamnist", "rl"]
+
+
+def features(name, batch=3):
+    """An engine, and the arrays that it reads without its model."""
+    model, inputs = eval_model(name, batch=batch)
+    engine = ctm_fast.Engine(model, inputs)
+    with torch.no_grad():
+        if name == "qamnist":
+            digits, question = inputs
+            tokens = torch.stack([model.compute_features(x) for x in digits.unbind(1)], 1)
+            steps = [
+                (model.operator_backbone if t // 2 % 2 else model.index_backbone)(question[:, t])
+                for t in range(question.shape[1])
+            ]
+            arrays = (tokens, torch.stack(steps, 1))
+        elif name == "rl":
+            arrays = (model.compute_features(inputs[0]),)
+        else:
+            arrays = (model.compute_features(inputs[0]) if name != "sort" else inputs[0],)
+    return engine, inputs, tuple(x.numpy() for x in arrays)
+
+
+def same(first, second):
+    """Whether two results are the same bits."""
+    return all(a is b is None or np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_engine_gives_the_same_bits_from_arrays(name, tmp_path):
+    engine, inputs, arrays = features(name)
+    engine.save(tmp_path / "engine")
+    loaded = engines.load(tmp_path / "engine")
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    assert loaded.kind == engine.kind
+    if name == "rl":
+        engine.reset()
+        for _ in range(3):
+            first, second = engine.step(inputs[0]), loaded.step(*arrays)
+            assert np.array_equal(first[0], second[0])
+            assert same(first[1], second[1])
+    else:
+        assert same(engine(*inputs), loaded(*arrays))
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError("no torch here")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+import ctm_fast.engine
+from ctm_fast.engine import Halt
+
+engine = ctm_fast.engine.load(sys.argv[1])
+arrays = np.load(sys.argv[2])
+found = engine(arrays["x"], halt=Halt(certainty=float(arrays["threshold"])))
+np.testing.assert_array_equal(found.predictions, arrays["predictions"])
+assert ctm_fast.Engine is ctm_fast.engine.Engine
+assert "torch" not in sys.modules
+"""
+
+
+def test_load_and_run_without_torch(tmp_path):
+    engine, _, (tokens,) = features("base-energy")
+    threshold = float(np.median(engine(tokens).certainties[:, 1]))
+    found = engine(tokens, halt=engines.Halt(certainty=threshold))
+    engine.save(tmp_path / "engine")
+    np.savez(tmp_path / "arrays.npz", x=tokens, predictions=found.predictions, threshold=threshold)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "engine"), str(tmp_path / "arrays.npz")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_file_is_a_safetensors_file(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    engine, *_ = features("base-energy")
+    engine.save(tmp_path / "engine")
+    found = safetensors.load_file(tmp_path / "engine")
+    assert {name: x.tolist() for name, x in found.items()} == {
+        name: x.tolist() for name, x in engine._recipe.arrays.items()
+    }
+
+
+def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
+    engine, *_ = features("sort")
+    path = tmp_path / "engine"
+    engine.save(path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        engine.save(path)
+    assert [x.name for x in tmp_path.iterdir()] == ["engine"]
+    assert path.read_bytes() == before
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="^load: path must be a file, got"):
+        engines.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, 0.5, -1])
+def test_truncated_files_are_refused(kept, tmp_path):
+    engine, *_ = features("sort")
+    path = tmp_path / "engine"
+    engine.save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match="^load: path must be (an|a whole) engine's file, got"):
+        engines.load(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "engine"
+    for data in (b"PK\x03\x04 a zip archive", bytes(range(256)) * 8, b"\x10" + bytes(7) + b"[1, 2, 3, 4, 56]"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="^load: path must be an engine's file, got a damaged or foreign one"):
+            engines.load(path)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="got another safetensors file"):
+        engines.load(path)
+
+
+def damaged(path, change):
+    """Rewrites the header of an engine file after ``change(header, config)``."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    config = json.loads(header["__metadata__"]["config"])
+    change(header, config)
+    header["__metadata__"]["config"] = json.dumps(config)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+CHANGES = {
+    "size": lambda _, config: config["sizes"].update(memory=4),
+    "negative": lambda _, config: config["sizes"].update(ticks=-1),
+    "huge": lambda _, config: config["sizes"].update(neurons=1 << 60),
+    "text": lambda _, config: config["sizes"].update(neurons="many"),
+    "further-size": lambda _, config: config["sizes"].update(colours=3),
+    "kind": lambda _, config: config.update(kind="other"),
+    "no-stages": lambda _, config: config.update(stages=[]),
+    "stage": lambda _, config: config["stages"][0].update(kind="relu"),
+    "source": lambda _, config: config["stages"][0].update(source=0),
+    "array-missing": lambda header, _: header.pop("w1"),
+    "array-shape": lambda header, _: header["start"].update(shape=[1, 1]),
+    "array-dtype": lambda header, _: header["left"].update(dtype="F32"),
+    "array-offset": lambda header, _: header["w1"].update(data_offsets=[1 << 40, 1 << 41]),
+    "entry": lambda header, _: header.update(w1=7),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_inconsistent_files_are_refused(change, tmp_path):
+    engine, *_ = features("sort")
+    path = tmp_path / "engine"
+    engine.save(path)
+    damaged(path, CHANGES[change])
+    with pytest.raises(ValueError, match="^load: path must be a whole engine's file, got "):
+        engines.load(path)
+
+
+def test_another_version_is_refused(tmp_path):
+    engine, *_ = features("sort")
+    engine.save(tmp_path / "engine")
+    damaged(tmp_path / "engine", lambda header, _: header["__metadata__"].update(version="2"))
+    with pytest.raises(ValueError, match="of version 1, got version 2"):
+        engines.load(tmp_path / "engine")
+
+
+def test_indices_outside_the_neurons_are_refused(tmp_path):
+    engine, *_ = features("sort")
+    engine._recipe.arrays["left"][0] = 10_000
+    engine.save(tmp_path / "engine")
+    with pytest.raises(ValueError, match=r"got left outside \[0, "):
+        engines.load(tmp_path / "engine")
