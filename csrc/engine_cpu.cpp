@@ -145,6 +145,7 @@ class Engine {
   }
 
   EngineRun run(const EngineCall& call) {
+    const FlushDenormals flush;
     const int64_t groups = groups_of(call.batch);
     std::atomic<bool> all_finite{true};
     std::atomic<int64_t> computed{0};

@@ -8,6 +8,8 @@ gives the same bits for any number of them. Packed weights are bound to the SIMD
 packed; with another one the kernels that read them raise ``ValueError``.
 """
 
+from typing import Any
+
 Address = int
 Drop = tuple[float, int, int]  # probability, 64-bit seed, index of row 0 in the mask
 Norm = tuple[Address, Address, float]  # LayerNorm: weight, bias, eps
@@ -166,3 +168,37 @@ def halting_substep_backward(
     code: int, sizes: RecurrenceSizes, span: HaltingSpan, recurrence: Recurrence, grad: RecurrenceGrad,
     threads: int, /,
 ) -> None: ...  # fmt: skip
+
+Counts = tuple[int, int, int, int, int]  # batch, ticks, tokens, sets of tokens, given inputs
+Halt = tuple[float, float, float, int, int, bool]  # the members of EngineHalt in csrc/engine.h
+
+class Engine:
+    """All ticks in one call, from buffers that the caller has checked; of the SIMD level in use when it was made.
+
+    One call at a time: another one from a second thread raises ``RuntimeError``. A buffer of another size raises
+    ``ValueError``.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        stages: list[tuple[int, int, int, int, int, float, float]],
+        arrays: dict[str, Any],
+        /,
+    ) -> None:
+        """Sizes as EngineSizes, stages as the start of EngineStage, arrays by the names of the members."""
+
+    def run(
+        self, counts: Counts, inputs: tuple[Any, Any, Any], halt: Halt, outputs: tuple[Any, ...], /
+    ) -> int:
+        """Ticks of all samples that were computed, or -1 where an input is not finite.
+
+        Inputs: tokens, given, schedule. Outputs: predictions, certainties, energies, synchronisation, ticks, reason;
+        None where the model has none.
+        """
+
+    def set_state(self, batch: int, pre: Any, post: Any, /) -> None:
+        """Histories (B, M, D), or None for the learned start."""
+
+    def get_state(self, batch: int, pre: Any, post: Any, /) -> None:
+        """Write the histories (B, M, D)."""

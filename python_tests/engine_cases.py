@@ -29,7 +29,9 @@ def engine_outputs(engine, inputs):
     """The same of an engine, as tensors."""
     found = engine(*inputs)
     if found.predictions is None:
-        return [torch.from_numpy(np.ascontiguousarray(x)) for x in (found.synchronisation, *engine.get_state())]
+        return [
+            torch.from_numpy(np.ascontiguousarray(x)) for x in (found.synchronisation, *engine.get_state())
+        ]
     last = found.synchronisation if found.energies is None else found.energies
     return [torch.from_numpy(np.ascontiguousarray(x)) for x in (found.predictions, found.certainties, last)]
 

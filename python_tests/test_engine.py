@@ -39,3 +39,35 @@ def test_a_second_call_gives_the_same_bits():
     first, second = engine(*inputs), engine(*inputs)
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a, b)
+
+
+def random_sizes(seed):
+    """A name of ``CASES`` and changes of its sizes: odd widths, every kind of selection, one or many of anything."""
+    draw = np.random.default_rng(seed)
+    name = str(draw.choice(["base", "base-energy", "sort", "qamnist", "rl"]))
+    heads = int(draw.integers(1, 5))
+    depth = int(draw.integers(1, 5))
+    sizes = {
+        "d_model": int(draw.integers(48, 150)), "memory_length": int(draw.integers(1, 20)), "synapse_depth": depth,
+        "memory_hidden_dims": int(draw.integers(1, 12)), "deep_nlms": bool(draw.integers(2)),
+        "n_synch_out": int(draw.integers(1, 20)), "iterations": int(draw.integers(1, 12)),
+    }  # fmt: skip
+    if name in ("base", "base-energy", "qamnist"):
+        sizes |= {"heads": heads, "d_input": heads * int(draw.integers(1, 20))}
+        sizes |= {"n_synch_action": int(draw.integers(1, 20))}
+    if name != "rl":
+        sizes["neuron_select_type"] = str(draw.choice(["first-last", "random", "random-pairing"]))
+    if name.startswith("base"):
+        sizes |= {
+            "out_dims": 12,
+            "prediction_reshaper": [(-1,), (3, 4), (6, 2), (2, 2, 3)][int(draw.integers(4))],
+        }
+    return name, sizes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_configurations(seed):
+    name, sizes = random_sizes(seed)
+    batch, threads = 1 + seed % 9, 1 + seed % 3
+    model, inputs = eval_model(name, batch=batch, seed=seed, **sizes)
+    assert_as_exact(ctm_fast.Engine(model, inputs, threads=threads), model, inputs)

@@ -117,7 +117,7 @@ def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="^load: path must be a file, got"):
+    with pytest.raises(FileNotFoundError, match=r"^load: path must be a file, got"):
         engines.load(tmp_path / "none")
 
 
@@ -128,15 +128,21 @@ def test_truncated_files_are_refused(kept, tmp_path):
     engine.save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match="^load: path must be (an|a whole) engine's file, got"):
+    with pytest.raises(ValueError, match=r"^load: path must be (an|a whole) engine's file, got"):
         engines.load(path)
 
 
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "engine"
-    for data in (b"PK\x03\x04 a zip archive", bytes(range(256)) * 8, b"\x10" + bytes(7) + b"[1, 2, 3, 4, 56]"):
+    for data in (
+        b"PK\x03\x04 a zip archive",
+        bytes(range(256)) * 8,
+        b"\x10" + bytes(7) + b"[1, 2, 3, 4, 56]",
+    ):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match="^load: path must be an engine's file, got a damaged or foreign one"):
+        with pytest.raises(
+            ValueError, match=r"^load: path must be an engine's file, got a damaged or foreign one"
+        ):
             engines.load(path)
     header = json.dumps({"w": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -180,7 +186,7 @@ def test_inconsistent_files_are_refused(change, tmp_path):
     path = tmp_path / "engine"
     engine.save(path)
     damaged(path, CHANGES[change])
-    with pytest.raises(ValueError, match="^load: path must be a whole engine's file, got "):
+    with pytest.raises(ValueError, match=r"^load: path must be a whole engine's file, got "):
         engines.load(path)
 
 

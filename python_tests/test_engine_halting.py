@@ -26,7 +26,9 @@ def expected(full, halt):
     ticks, reasons = [], []
     for certainty, energy in zip(certainties, energies, strict=True):
         rules = {
-            Reason.CERTAINTY: [halt.certainty is not None and c >= np.float32(halt.certainty) for c in certainty],
+            Reason.CERTAINTY: [
+                halt.certainty is not None and c >= np.float32(halt.certainty) for c in certainty
+            ],
             Reason.ENERGY: [halt.energy is not None and e < np.float32(halt.energy) for e in energy],
             Reason.CONVERGENCE: [
                 t > 0 and halt.delta is not None and abs(energy[t] - energy[t - 1]) < np.float32(halt.delta)
@@ -79,7 +81,7 @@ def test_halting_is_the_rule_on_all_ticks(mix, threads, simd_level):
     np.testing.assert_array_equal(found.ticks, ticks)
     np.testing.assert_array_equal(found.reason, reasons)
     assert engine.computed == ticks.sum()
-    assert 1 < len(set(ticks)), "the thresholds tell no samples apart"
+    assert len(set(ticks)) > 1, "the thresholds tell no samples apart"
     for name in ("predictions", "certainties", "energies"):
         all_ticks, halted = getattr(full, name), getattr(found, name)
         for b, used in enumerate(ticks):
@@ -144,5 +146,5 @@ def test_rules_outside_their_range_are_refused(arguments, message):
 
 def test_energies_need_a_head():
     model, inputs = eval_model("base")
-    with pytest.raises(ValueError, match="^Engine: halt must have no rule for energies, got one"):
+    with pytest.raises(ValueError, match=r"^Engine: halt must have no rule for energies, got one"):
         ctm_fast.Engine(model, inputs)(*inputs, halt=Halt(energy=1.0))

@@ -30,6 +30,5 @@ def verify(engine: Engine, model: nn.Module, example: tuple[Any, ...]) -> None:
         truth = wanted.detach().cpu().double().numpy()
         error = np.linalg.norm(got - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny)
         if not error <= AGREEMENT:
-            raise ValueError(
-                f"Engine: model must compute the published forward, got results that differ by {error:.1g} on the example"
-            )
+            reason = f"results that differ by {error:.1g} on the example"
+            raise ValueError(f"Engine: model must compute the published forward, got {reason}")

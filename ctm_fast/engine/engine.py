@@ -87,7 +87,9 @@ class Engine:
             return self._call_stateful(*inputs, halt=halt)
         read = self._read(inputs)
         if halt is not None and self._recipe.sizes.energy == 0 and (halt.energy, halt.delta) != (None, None):
-            raise ValueError("Engine: halt must have no rule for energies, got one for a model without energy head")
+            raise ValueError(
+                "Engine: halt must have no rule for energies, got one for a model without energy head"
+            )
         n, batch, ticks = self._recipe.sizes, read.batch, len(read.schedule)
         predictions = np.empty((ticks, batch, n.classes), np.float32)
         certainties = np.empty((ticks, batch, 2), np.float32)
@@ -96,8 +98,10 @@ class Engine:
         used, reason = np.empty(batch, np.int32), np.empty(batch, np.int32)
         outputs = (predictions, certainties, energies, synchronisation, used, reason)
         self._run(read, halt.native() if halt is not None else NEVER, outputs)
-        by_sample = [x.transpose(1, 2, 0) if x is not None else None for x in outputs[:3]]
-        return EngineResult(*by_sample, synchronisation, used, reason)  # type: ignore[arg-type]
+        return EngineResult(
+            _by_sample(predictions), _by_sample(certainties), _by_sample(energies) if energies is not None else None,
+            synchronisation, used, reason,
+        )  # fmt: skip
 
     def _read(self, inputs: tuple[Any, ...]) -> Inputs:
         """Checked inputs of a call: by the model's features for tensors, as they are for arrays."""
@@ -171,7 +175,9 @@ class Engine:
 
     def _require_state(self, name: str) -> None:
         if not self._recipe.sizes.stateful:
-            raise TypeError(f"Engine: {name} must be called for a stateful model, got one of kind {self._recipe.kind}")
+            raise TypeError(
+                f"Engine: {name} must be called for a stateful model, got one of kind {self._recipe.kind}"
+            )
 
     def _call_stateful(self, *inputs: Any, halt: Halt | None) -> EngineResult:
         if halt is not None:
@@ -186,6 +192,11 @@ class Engine:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the engine to one file in safetensors layout, under its name only once it is whole."""
         file.write(path, self._recipe)
+
+
+def _by_sample(x: np.ndarray) -> np.ndarray:
+    """(T, B, n) -> (B, n, T)."""
+    return x.transpose(1, 2, 0)
 
 
 def load(path: str | os.PathLike[str], threads: int = 1) -> Engine:

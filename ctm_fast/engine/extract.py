@@ -78,7 +78,10 @@ def _recipe(model: Any, kind: str, inputs: Inputs) -> Recipe:
         arrays |= _query(model)
     arrays |= _output(model, kind)
     stages = _stages(synapses, arrays["stage0.weight"].shape[1])
-    arrays = {name: np.ascontiguousarray(x, np.int32 if x.dtype == np.int32 else np.float32) for name, x in arrays.items()}
+    arrays = {
+        name: np.ascontiguousarray(x, np.int32 if x.dtype == np.int32 else np.float32)
+        for name, x in arrays.items()
+    }
     iterations = model.iterations_for_answering if kind == "qamnist" else model.iterations
     return Recipe(kind, int(iterations), _sizes(model, kind, inputs, arrays), stages, arrays)
 
@@ -152,7 +155,9 @@ def _synapses(model: Any, p: SynapsePlan, inputs: Inputs) -> Arrays:
 def _stages(p: SynapsePlan, inputs: int) -> tuple[Stage, ...]:
     widths = [p.parameters[s.norm].shape[0] for s in p.stages]
     return tuple(
-        Stage(s.kind, width, inputs if s.source < 0 else widths[s.source], s.source, s.skip, s.eps, s.outer_eps)
+        Stage(
+            s.kind, width, inputs if s.source < 0 else widths[s.source], s.source, s.skip, s.eps, s.outer_eps
+        )
         for s, width in zip(p.stages, widths, strict=True)
     )
 

@@ -99,8 +99,11 @@ def _array(data: bytes, start: int, entry: dict[str, Any]) -> np.ndarray:
 
 def _recipe(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recipe:
     sizes = Sizes(**{name: int(value) for name, value in config["sizes"].items()})
-    stages = tuple(
-        Stage(s["kind"], *(int(s[name]) for name in Stage._fields[1:5]), float(s["eps"]), float(s["outer_eps"]))
-        for s in config["stages"]
-    )
+    stages = tuple(_stage(**stage) for stage in config["stages"])
     return Recipe(str(config["kind"]), int(config["iterations"]), sizes, stages, arrays)
+
+
+def _stage(kind: str, eps: float, outer_eps: float, **sizes: int) -> Stage:
+    return Stage(
+        str(kind), eps=float(eps), outer_eps=float(outer_eps), **{k: int(v) for k, v in sizes.items()}
+    )

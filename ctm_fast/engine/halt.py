@@ -79,7 +79,12 @@ class Halt:
 
     @classmethod
     def energy_convergence(
-        cls, energy_threshold: float = 1.0, delta_threshold: float = 0.01, *, min_ticks: int = 1, patience: int = 1
+        cls,
+        energy_threshold: float = 1.0,
+        delta_threshold: float = 0.01,
+        *,
+        min_ticks: int = 1,
+        patience: int = 1,
     ) -> Halt:
         """The rule of energy-based halting: E[t] < energy_threshold, or |E[t] - E[t - 1]| < delta_threshold from the
         second tick on. With ``min_ticks`` and ``patience`` of 1 it is exactly the published one.

@@ -63,9 +63,7 @@ def _checked(name: str, x: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     found = np.asarray(x)
     if found.dtype.kind not in "fiub":
         raise TypeError(f"Engine: {name} must be an array of real numbers, got {found.dtype}")
-    fits = found.ndim == len(shape) and all(
-        b in (None, a) for a, b in zip(found.shape, shape, strict=True)
-    )
+    fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
     if not fits:
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"Engine: {name} must have shape ({expected}), got {found.shape}")

@@ -81,7 +81,11 @@ def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
         found |= {"w2": (n.hidden, 2, n.neurons), "b2": (n.neurons, 2)}
     if n.heads:
         found |= {"query": (n.width, n.action), "query_bias": (n.width,), "action_factor": (n.action,)}
-        found |= {"keys_values": (2 * n.width, n.width), "action_left": (n.action,), "action_right": (n.action,)}
+        found |= {
+            "keys_values": (2 * n.width, n.width),
+            "action_left": (n.action,),
+            "action_right": (n.action,),
+        }
     if n.features:
         found |= {"from_given": (stages[0].outputs, n.features), "given_bias": (stages[0].outputs,)}
     if n.stateful:
@@ -92,7 +96,12 @@ def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
         found |= {"energy": (n.energy, n.pairs), "energy_bias": (n.energy,), "head": (n.energy,)}
         found["head_bias"] = (1,)
     for i, s in enumerate(stages):
-        rows = {"weight": (s.outputs, s.inputs), "bias": (s.outputs,), "norm": (s.width,), "norm_bias": (s.width,)}
+        rows = {
+            "weight": (s.outputs, s.inputs),
+            "bias": (s.outputs,),
+            "norm": (s.width,),
+            "norm_bias": (s.width,),
+        }
         if s.kind == "skip":
             rows |= {"outer": (s.width,), "outer_bias": (s.width,)}
         found |= {f"stage{i}.{name}": shape for name, shape in rows.items()}
@@ -109,7 +118,9 @@ def reason_against(recipe: Recipe) -> str | None:
         return "unknown kinds or negative sizes"
     if min(n.batch, n.ticks, n.neurons, n.memory, n.hidden, n.pairs) < 1 or not stages:
         return "sizes of zero"
-    if bool(n.heads) != bool(n.width) or (n.heads and (n.width % n.heads or not n.action * n.tokens * n.sets)):
+    if bool(n.heads) != bool(n.width) or (
+        n.heads and (n.width % n.heads or not n.action * n.tokens * n.sets)
+    ):
         return "sizes of an attention that do not fit each other"
     if bool(n.stateful) == bool(n.classes) or (n.classes and (n.group < 1 or n.classes % n.group)):
         return "predictions that do not fit their softmax"
@@ -122,8 +133,10 @@ def reason_against(recipe: Recipe) -> str | None:
     for name, shape in shapes.items():
         found, dtype = recipe.arrays[name], np.int32 if name in INDICES else np.float32
         if found.shape != shape or found.dtype != dtype:
-            return f"{name} of shape {found.shape} and {found.dtype} where {shape} and {np.dtype(dtype)} belong"
-        if name in INDICES and found.size and not (0 <= found.min() and found.max() < n.neurons):
+            return (
+                f"{name} of shape {found.shape} and {found.dtype} where {shape} and {np.dtype(dtype)} belong"
+            )
+        if name in INDICES and found.size and (found.min() < 0 or found.max() >= n.neurons):
             return f"{name} outside [0, {n.neurons})"
     return None
 

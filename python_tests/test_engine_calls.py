@@ -1,0 +1,149 @@
+"""What a call of the engine costs beside arithmetic: nothing allocated, no GIL, no memory that stays, no denormals."""
+
+import ctypes
+import gc
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_cases import eval_model
+
+import ctm_fast
+from ctm_fast import engine as engines
+
+HERE = Path(__file__).parent
+
+COUNTS = """
+import ctypes, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from engine_cases import eval_model
+import ctm_fast
+from ctm_fast.engine import Halt
+
+counter = ctypes.CDLL(None)
+counter.allocations_taken()
+counter.allocate_once()
+assert counter.allocations_taken() == 2, "the counter does not count"
+for name in ("base", "base-energy", "base-unet", "sort", "qamnist", "rl"):
+    model, inputs = eval_model(name, batch=5)
+    engine = ctm_fast.Engine(model, inputs)
+    halts = [None] if name == "rl" else [None, Halt(certainty=0.2)]
+    counter.allocations_taken()
+    for halt in halts:
+        for _ in range(3):
+            engine(*inputs, halt=halt)
+    found = counter.allocations_taken()
+    assert found == 0, f"{{name}} allocated {{found}} times"
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.system() != "Linux", reason="reads MXCSR, glibc"
+)
+def test_a_call_allocates_nothing(tmp_path):
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    library = tmp_path / "engine_allocations.so"
+    source = HERE / "engine_allocations.c"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", COUNTS.format(tests=str(HERE))],
+        env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+def test_denormals_are_back_after_a_call():
+    model, inputs = eval_model("sort")
+    engine = ctm_fast.Engine(model, inputs)
+    engine(*inputs)
+    tiny = torch.full((4,), 1e-40)
+    assert (tiny * 1.0 > 0).all()
+
+
+def test_the_gil_is_free_during_a_call():
+    """Two threads call one engine: that the second one finds it at work means that the first let it run."""
+    model, inputs = eval_model("base-wide", batch=16, iterations=60)
+    engine = ctm_fast.Engine(model, inputs)
+    tokens = engine._features(*inputs).tokens[0]
+    refused = threading.Event()
+
+    def call():
+        for _ in range(200):
+            if refused.is_set():
+                return
+            try:
+                engine(tokens)
+            except RuntimeError as error:
+                if str(error).startswith("Engine: one call at a time must run"):
+                    refused.set()
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused.is_set()
+
+
+def test_engines_in_several_threads_do_not_meet():
+    model, inputs = eval_model("base-energy", batch=4)
+    engines_ = [ctm_fast.Engine(model, inputs) for _ in range(4)]
+    tokens = engines_[0]._features(*inputs).tokens[0]
+    truth = engines_[0](tokens).predictions
+    wrong = []
+
+    def call(engine):
+        for _ in range(50):
+            if not np.array_equal(engine(tokens).predictions, truth):
+                wrong.append(engine)
+
+    threads = [threading.Thread(target=call, args=(engine,)) for engine in engines_]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+class MallocInfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                     "keepcost")
+    ]  # fmt: skip
+
+
+def live_bytes():
+    """Bytes that the C library has handed out."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallocInfo
+    gc.collect()
+    found = mallinfo2()
+    return found.uordblks + found.hblkhd
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
+def test_thousands_of_engines_leave_no_memory(tmp_path):
+    model, inputs = eval_model("base-energy")
+    engine = ctm_fast.Engine(model, inputs)
+    tokens = engine._features(*inputs).tokens[0]
+    engine.save(tmp_path / "engine")
+
+    def cycles(count):
+        for _ in range(count):
+            engines.load(tmp_path / "engine")(tokens)
+
+    cycles(100)
+    before = live_bytes()
+    cycles(3000)
+    assert live_bytes() - before < 100_000
