@@ -18,7 +18,7 @@ namespace ctm {
 
 struct EngineSizes {
   int64_t batch, ticks;  // at most
-  int64_t neurons, memory, hidden, deep;
+  int64_t neurons, memory, hidden, deep, normed;
   int64_t width, heads, tokens, sets, action;  // attention: d, h, at most L and K, P; zeros without
   int64_t features, given;                     // F, at most G; zeros where no input is given
   int64_t pairs, classes, group, energy;       // S, C, predictions of one softmax, E (zero without head)
@@ -42,6 +42,7 @@ struct EngineWeights {
   const float *query, *query_bias, *keys_values;         // (d, P), (d), (2 d, d)
   const float *from_given, *given_bias;                  // (first stage's outputs, F), (outputs)
   const float *w1, *b1, *w2, *b2;                        // as nlm.h has them, divided by their temperatures
+  const float* eps;                                      // of the LayerNorm before each layer, if normed
   const float *action_factor, *factor;                   // exp(-decay), (P), (S)
   const float *project, *project_bias;                   // (C, S), (C)
   const float *energy, *energy_bias, *head, *head_bias;  // (E, S), (E), (E), (1)

@@ -39,7 +39,7 @@ class Buffers {
   size_t held_ = 0;
 };
 
-using Sizes = std::array<int64_t, 19>;  // the members of EngineSizes, in order
+using Sizes = std::array<int64_t, 20>;  // the members of EngineSizes, in order
 using Stage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double, double>;  // up to the weights
 using Counts = std::array<int64_t, 5>;                                 // batch, ticks, tokens, sets, given
 using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the members of EngineHalt
@@ -89,6 +89,7 @@ EngineWeights weights_of(const EngineSizes& n, const std::vector<EngineStage>& s
   w.from_given = a.get("from_given", outputs * n.features), w.given_bias = a.get("given_bias", outputs);
   w.w1 = a.get("w1", M * 2 * H * D), w.b1 = a.get("b1", 2 * H * D);
   w.w2 = a.get("w2", H * second), w.b2 = a.get("b2", second);
+  w.eps = a.get("eps", n.normed ? 1 + (n.deep != 0) : 0);
   w.action_factor = a.get("action_factor", n.action), w.factor = a.get("factor", n.pairs);
   w.project = a.get("project", n.classes * n.pairs), w.project_bias = a.get("project_bias", n.classes);
   w.energy = a.get("energy", n.energy * n.pairs), w.energy_bias = a.get("energy_bias", n.energy);

@@ -73,7 +73,7 @@ struct Net {
   std::vector<Layer> layers;
   Map query, from_given, project, energy;
   Pairs action, out;
-  const float *start, *start_post, *z0, *keys_values, *head, *head_bias, *models;
+  const float *start, *start_post, *z0, *keys_values, *head, *head_bias, *models, *eps;
 
   Net(const EngineSizes& sizes, const EngineStage* stages, int64_t count, const EngineWeights& w, Packer& p)
       : n(sizes), layers(static_cast<size_t>(count)) {
@@ -93,6 +93,7 @@ struct Net {
     head = p.keep(n.energy, w.head);
     head_bias = p.keep(n.energy ? 1 : 0, w.head_bias);
     models = p.models(nlm(1), w);
+    eps = p.keep(n.normed ? 1 + (n.deep != 0) : 0, w.eps);
   }
 
   NlmSizes nlm(int64_t rows) const { return {rows, n.neurons, n.memory, n.hidden, n.deep != 0}; }

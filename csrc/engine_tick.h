@@ -4,6 +4,7 @@
 
 #include "attend_head.h"
 #include "engine_samples.h"
+#include "nlm_norm.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
@@ -109,7 +110,12 @@ struct Tick {
     for (int64_t i = 0; i < block_count<float>(sizes); ++i)
       for_each_tile<float, float, CTM_ROWS>(
           sizes, masks, net().models + i * block_elements<float>(sizes), block_at<float>(sizes, i), s.models,
-          0, rows, [&](const auto& tile) { tile.forward(x, strides, s.z(0), net().recurrent()); });
+          0, rows, [&](const auto& tile) {
+            if (n().normed)
+              normed_forward(tile, x, strides, net().eps, s.z(0), net().recurrent());
+            else
+              tile.forward(x, strides, s.z(0), net().recurrent());
+          });
   }
 
   // Tick t. A history is a ring of M rows that is written twice, M rows apart, so that every window is whole;

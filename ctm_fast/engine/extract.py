@@ -63,17 +63,21 @@ def extract(model: nn.Module, example: tuple[Any, ...]) -> tuple[Recipe, Callabl
 
 
 def _recipe(model: Any, kind: str, inputs: Inputs) -> Recipe:
-    synapses, nlm = plan.synapse_plan(model.synapses), plan.nlm_weights(model.trace_processor)
+    synapses = plan.synapse_plan(model.synapses)
     attends = kind in ("base", "qamnist")
     attention = plan.why_attention_is_called(model.q_proj, model.attention) if attends else None
-    for name, found in {"synapses": synapses, "neuron-level models": nlm, "attention": attention}.items():
+    for name, found in {"synapses": synapses, "attention": attention}.items():
         if isinstance(found, str):
             raise ValueError(f"Engine: model must have the published {name}, got {found}")
     for name in ("compute_synchronisation", "compute_certainty"):
         if forward.overridden(model, name):
             raise ValueError(f"Engine: model must have the published {name}, got a method of its own")
-    assert isinstance(synapses, SynapsePlan) and isinstance(nlm, tuple)
-    arrays = _models(nlm[0]) | _starts(model, kind) | _synapses(model if attends else None, synapses, inputs)
+    assert isinstance(synapses, SynapsePlan)
+    arrays = (
+        _models(model.trace_processor)
+        | _starts(model, kind)
+        | _synapses(model if attends else None, synapses, inputs)
+    )
     if attends:
         arrays |= _query(model)
     arrays |= _output(model, kind)
@@ -97,7 +101,8 @@ def _sizes(model: Any, kind: str, inputs: Inputs, arrays: Arrays) -> Sizes:
     given, given_batch, features = inputs.given.shape
     return Sizes(
         batch=batch or given_batch, ticks=len(inputs.schedule), neurons=neurons, memory=memory, hidden=outputs // 2,
-        deep=int("w2" in arrays), width=model.attention.embed_dim if attends else 0,
+        deep=int("w2" in arrays),
+        normed=int("eps" in arrays), width=model.attention.embed_dim if attends else 0,
         heads=model.attention.num_heads if attends else 0, tokens=tokens, sets=sets,
         action=len(arrays["action_factor"]) if attends else 0, features=features, given=given,
         pairs=len(arrays["factor"]), classes=classes, group=group,
@@ -115,12 +120,24 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().double().numpy()
 
 
-def _models(weights: tuple[Tensor, ...]) -> Arrays:
-    w1, b1, t1, *second = (_array(x) for x in weights)
-    found = {"w1": w1 / t1, "b1": b1[0] / t1}
-    if second:
-        w2, b2, t2 = second
-        found |= {"w2": w2 / t2, "b2": b2[0] / t2}
+def _models(module: nn.Module) -> Arrays:
+    """Neuron-level models without temperatures and without the affine part of their LayerNorms."""
+    layers, reason = plan.nlm_layers(module), plan.why_called(plan.parts_of(module))
+    if not isinstance(layers, str) and reason is None and not plan.is_normed(layers):
+        weights = plan.nlm_weights(module)
+        reason = weights if isinstance(weights, str) else None
+    if isinstance(layers, str) or reason is not None:
+        raise ValueError(f"Engine: model must have the published neuron-level models, got {reason or layers}")
+    found: Arrays = {}
+    weights = [_array(x) for x in plan.layer_weights(layers)]
+    for i, layer in enumerate(layers):
+        w, b, t = weights[3 * i : 3 * i + 3]
+        if plan.is_normed([layer]):
+            b = b + np.einsum("i,ion->no", _array(layer.layernorm.bias), w)
+            w = w * _array(layer.layernorm.weight)[:, None, None]
+        found |= {f"w{i + 1}": w / t, f"b{i + 1}": b[0] / t}
+    if plan.is_normed(layers):
+        found["eps"] = np.array([layer.layernorm.eps for layer in layers])
     return found
 
 

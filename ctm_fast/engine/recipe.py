@@ -26,6 +26,7 @@ class Sizes(NamedTuple):
     memory: int
     hidden: int
     deep: int
+    normed: int  # whether a LayerNorm comes before each layer of the neuron-level models
     width: int  # d; 0 without attention
     heads: int
     tokens: int  # at most
@@ -79,6 +80,8 @@ def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
     found |= {"b1": (n.neurons, 2 * n.hidden), "factor": (n.pairs,), "left": (n.pairs,), "right": (n.pairs,)}
     if n.deep:
         found |= {"w2": (n.hidden, 2, n.neurons), "b2": (n.neurons, 2)}
+    if n.normed:
+        found["eps"] = (2 if n.deep else 1,)
     if n.heads:
         found |= {"query": (n.width, n.action), "query_bias": (n.width,), "action_factor": (n.action,)}
         found |= {

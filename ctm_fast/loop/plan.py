@@ -69,7 +69,7 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | str:
     layers, reason = _nlm_layers(module), why_called(parts_of(module))
     if isinstance(layers, str) or reason is not None:
         return reason or str(layers)
-    weights = _weights(layers)
+    weights = layer_weights(layers)
     rates = {_rate(_part(layer, "dropout")) for layer in layers}
     if len(rates) != 1 or None in rates:
         return _OTHER_LAYERS
@@ -83,12 +83,15 @@ def nlm_weights(module: nn.Module) -> tuple[tuple[Tensor, ...], float] | str:
     return weights, float(rates.pop() or 0.0)
 
 
-def _weights(layers: Any) -> tuple[Tensor, ...]:
+def layer_weights(layers: list[Any]) -> tuple[Tensor, ...]:
+    """(w1, b1, t1[, w2, b2, t2]) of neuron-level models."""
     return tuple(x for layer in layers for x in (layer.w1, layer.b1, _temperature(layer)))
 
 
 def _nlm_plan(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    weights = _weights(_nlm_layers(module))
+    layers = _nlm_layers(module)
+    assert not isinstance(layers, str)
+    weights = layer_weights(layers)
     return lambda x: reference.nlm(x, *weights)
 
 
@@ -103,6 +106,14 @@ def _part(layer: Any, name: str) -> nn.Module:
 
 
 def _nlm_layers(module: nn.Module) -> list[Any] | str:
+    layers = nlm_layers(module)
+    if not isinstance(layers, str) and is_normed(layers):
+        return "a LayerNorm"
+    return layers
+
+
+def nlm_layers(module: nn.Module) -> list[Any] | str:
+    """The one or two linear layers of neuron-level models as published, or why they are others."""
     body = _children(module)
     if len(body) == 1 and isinstance(body[0], nn.Sequential):
         body = _children(body[0])
@@ -111,12 +122,16 @@ def _nlm_layers(module: nn.Module) -> list[Any] | str:
         return _OTHER_LAYERS
     if not all(hasattr(layer, name) for layer in layers for name in ("w1", "b1")):
         return _OTHER_LAYERS
-    norms = {type(_part(layer, "layernorm")) for layer in layers}
-    if norms != {nn.Identity}:
-        return "a LayerNorm" if nn.LayerNorm in norms else _OTHER_LAYERS
+    if not {type(_part(layer, "layernorm")) for layer in layers} <= {nn.Identity, nn.LayerNorm}:
+        return _OTHER_LAYERS
     if any(layer.w1.dim() != 3 for layer in layers) or layers[-1].w1.shape[1] != 2:
         return _OTHER_LAYERS
     return layers
+
+
+def is_normed(layers: list[Any]) -> bool:
+    """Whether a LayerNorm comes before any of these layers."""
+    return any(type(_part(layer, "layernorm")) is nn.LayerNorm for layer in layers)
 
 
 def _children(module: nn.Module) -> list[Any]:
