@@ -71,6 +71,7 @@ struct EngineCall {
       *energies;           // (T, B, C), (T, B, 2), (T, B); of a halted sample the last repeat
   float* synchronisation;  // (B, S), of the last tick
   int32_t *used, *reason;  // (B): ticks used, EngineReason
+  float *pre, *post;       // (B, M, D): histories afterwards, or null
 };
 
 struct EngineRun {

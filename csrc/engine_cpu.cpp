@@ -158,6 +158,7 @@ class Engine {
       group.run();
       computed += group.computed;
     });
+    if (call.pre) get_state(call.batch, call.pre, call.post);
     return {true, computed};
   }
 

@@ -121,12 +121,12 @@ class EngineHandle {
   // reason. Returns the number of ticks of all samples that were computed, or -1 where an input is not
   // finite.
   int64_t run(const Counts& counts, const std::array<py::object, 3>& inputs, const Halt& halt,
-              const std::array<py::object, 6>& outputs) {
+              const std::array<py::object, 8>& outputs) {
     const auto [B, T, L, K, G] = counts;
     Buffers held;
-    EngineCall c = {
-        B,       T,       L,       K,       G,       nullptr, nullptr, nullptr, made<EngineHalt>(halt),
-        nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    EngineCall c = {};
+    c.batch = B, c.ticks = T, c.tokens = L, c.sets = K, c.given = G;
+    c.halt = made<EngineHalt>(halt);
     c.token_data = held.get<const float>("tokens", inputs[0], K * B * L * n_.width);
     c.given_data = held.get<const float>("given", inputs[1], G * B * n_.features);
     c.schedule = held.get<const int32_t>("schedule", inputs[2], T);
@@ -137,6 +137,9 @@ class EngineHandle {
     c.synchronisation = held.get<float>("synchronisation", outputs[3], B * n_.pairs);
     c.used = held.get<int32_t>("ticks", outputs[4], once);
     c.reason = held.get<int32_t>("reason", outputs[5], once);
+    const int64_t history = outputs[6].is_none() ? 0 : B * n_.memory * n_.neurons;
+    c.pre = held.get<float>("state[0]", outputs[6], history);
+    c.post = held.get<float>("state[1]", outputs[7], history);
     const Turn turn(busy_);
     py::gil_scoped_release release;
     const EngineRun found = kernels_.run(engine_, c);

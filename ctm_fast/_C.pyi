@@ -193,8 +193,8 @@ class Engine:
     ) -> int:
         """Ticks of all samples that were computed, or -1 where an input is not finite.
 
-        Inputs: tokens, given, schedule. Outputs: predictions, certainties, energies, synchronisation, ticks, reason;
-        None where the model has none.
+        Inputs: tokens, given, schedule. Outputs: predictions, certainties, energies, synchronisation, ticks, reason,
+        histories (B, M, D) of pre- and post-activations; None where the model has none or nobody asks.
         """
 
     def set_state(self, batch: int, pre: Any, post: Any, /) -> None:

@@ -93,9 +93,9 @@ def _outputs(engine, read):
     n, batch, ticks = engine._recipe.sizes, read.batch, len(read.schedule)
     synchronisation = np.empty((batch, n.pairs), np.float32)
     if n.stateful:
-        return None, None, None, synchronisation, None, None
+        return None, None, None, synchronisation, None, None, None, None
     rows = np.empty((ticks, batch, n.classes), np.float32), np.empty((ticks, batch, 2), np.float32)
-    return *rows, None, synchronisation, np.empty(batch, np.int32), np.empty(batch, np.int32)
+    return *rows, None, synchronisation, np.empty(batch, np.int32), np.empty(batch, np.int32), None, None
 
 
 def test_shapes_of_arrays():

@@ -97,7 +97,7 @@ class Engine:
         synchronisation = np.empty((batch, n.pairs), np.float32)
         used, reason = np.empty(batch, np.int32), np.empty(batch, np.int32)
         outputs = (predictions, certainties, energies, synchronisation, used, reason)
-        self._run(read, halt.native() if halt is not None else NEVER, outputs)
+        self._run(read, halt.native() if halt is not None else NEVER, (*outputs, None, None))
         return EngineResult(
             _by_sample(predictions), _by_sample(certainties), _by_sample(energies) if energies is not None else None,
             synchronisation, used, reason,
@@ -113,10 +113,9 @@ class Engine:
         return read
 
     def _run(self, read: Inputs, halt: tuple[Any, ...], outputs: tuple[np.ndarray | None, ...]) -> None:
-        counts = (
-            read.batch, len(read.schedule), read.tokens.shape[2], len(read.tokens), len(read.given),
-        )  # fmt: skip
-        self.computed = self._native.run(counts, (read.tokens, read.given, read.schedule), halt, outputs)
+        tokens, given, schedule = read
+        counts = (read.batch, len(schedule), tokens.shape[2], len(tokens), len(given))
+        self.computed = self._native.run(counts, (tokens, given, schedule), halt, outputs)
         if self.computed < 0:
             raise ValueError("Engine: inputs must be finite, got NaN or infinity")
 
@@ -141,16 +140,21 @@ class Engine:
         if read.batch != self._batch:
             raise ValueError(f"Engine: x must have the state's batch of {self._batch}, got {read.batch}")
         synchronisation = np.empty((read.batch, self._recipe.sizes.pairs), np.float32)
-        self._run(read, NEVER, (None, None, None, synchronisation, None, None))
-        return synchronisation, self.get_state()
+        pre, post = self._histories()
+        self._run(read, NEVER, (None, None, None, synchronisation, None, None, pre, post))
+        return synchronisation, (pre.transpose(0, 2, 1), post.transpose(0, 2, 1))
 
     def get_state(self) -> State:
         """Histories of pre- and post-activations, copies of shape (B, D, M), the newest last."""
         self._require_state("get_state")
-        n = self._recipe.sizes
-        pre, post = (np.empty((self._batch, n.memory, n.neurons), np.float32) for _ in range(2))
+        pre, post = self._histories()
         self._native.get_state(self._batch, pre, post)
         return pre.transpose(0, 2, 1), post.transpose(0, 2, 1)
+
+    def _histories(self) -> State:
+        """Memory for them, (B, M, D)."""
+        shape = (self._batch, self._recipe.sizes.memory, self._recipe.sizes.neurons)
+        return np.empty(shape, np.float32), np.empty(shape, np.float32)
 
     def set_state(self, state: tuple[Any, Any]) -> None:
         """Continue from histories (B, D, M) as :meth:`get_state` returns them."""

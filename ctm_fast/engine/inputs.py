@@ -5,6 +5,7 @@ Letters: B batch, T ticks, L tokens of width d, K sets of them, G given inputs o
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +26,25 @@ class Inputs(NamedTuple):
     @classmethod
     def attended(cls, tokens: np.ndarray, ticks: int) -> Inputs:
         """The same tokens (B, L, d) at every tick."""
-        return cls(tokens[None], NO_GIVEN, np.zeros(ticks, np.int32))
+        return cls(tokens[None], NO_GIVEN, _always(0, ticks))
 
     @classmethod
     def constant(cls, given: np.ndarray, ticks: int) -> Inputs:
         """The same input (B, F) at every tick."""
-        return cls(NO_TOKENS, given[None], np.full(ticks, -1, np.int32))
+        return cls(NO_TOKENS, given[None], _always(-1, ticks))
 
     @property
     def batch(self) -> int:
         """Samples."""
         return (self.tokens if len(self.tokens) else self.given).shape[1]
+
+
+@lru_cache(maxsize=64)
+def _always(what: int, ticks: int) -> np.ndarray:
+    """One schedule for every call: making it anew costs a short call some percent."""
+    schedule = np.full(ticks, what, np.int32)
+    schedule.flags.writeable = False
+    return schedule
 
 
 def from_arrays(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
@@ -61,7 +70,7 @@ def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
 def _checked(name: str, x: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     """``x`` as a float32 array of this shape, where None stands for any size."""
     found = np.asarray(x)
-    if found.dtype.kind not in "fiub":
+    if found.dtype != np.float32 and found.dtype.kind not in "fiub":
         raise TypeError(f"Engine: {name} must be an array of real numbers, got {found.dtype}")
     fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
     if not fits:
@@ -91,11 +100,13 @@ def _digits_and_question(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
 def check(inputs: Inputs, recipe: Recipe) -> None:
     """Raise ``ValueError`` unless the inputs fit into the memory that the engine has."""
     n = recipe.sizes
-    found = {"batch": (inputs.batch, n.batch), "ticks": (len(inputs.schedule), n.ticks)}
-    found |= {"sets of tokens": (len(inputs.tokens), n.sets), "given inputs": (len(inputs.given), n.given)}
-    found["tokens"] = (inputs.tokens.shape[2], n.tokens)
-    for name, (size, most) in found.items():
-        if size > most:
-            raise ValueError(f"Engine: {name} must be at most {most}, that of the example, got {size}")
-    if inputs.batch < 1 or (len(inputs.tokens) and inputs.tokens.shape[2] < 1):
+    batch, (sets, _, tokens, _) = inputs.batch, inputs.tokens.shape
+    ticks, given = len(inputs.schedule), len(inputs.given)
+    if batch < 1 or (sets and tokens < 1):
         raise ValueError("Engine: inputs must hold at least one sample, got none")
+    if batch <= n.batch and ticks <= n.ticks and sets <= n.sets and given <= n.given and tokens <= n.tokens:
+        return
+    found = {"batch": (batch, n.batch), "ticks": (ticks, n.ticks), "sets of tokens": (sets, n.sets)}
+    found |= {"given inputs": (given, n.given), "tokens": (tokens, n.tokens)}
+    name, (size, most) = next(item for item in found.items() if item[1][0] > item[1][1])
+    raise ValueError(f"Engine: {name} must be at most {most}, that of the example, got {size}")

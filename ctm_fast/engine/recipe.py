@@ -14,6 +14,8 @@ import numpy as np
 KINDS = ("base", "sort", "qamnist", "rl")
 STAGES = ("glu", "silu", "skip")  # in the order of csrc/engine.h
 
+MOST_ELEMENTS = 1 << 40  # of any array that an engine works in
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -121,12 +123,8 @@ def reason_against(recipe: Recipe) -> str | None:
         return "unknown kinds or negative sizes"
     if min(n.batch, n.ticks, n.neurons, n.memory, n.hidden, n.pairs) < 1 or not stages:
         return "sizes of zero"
-    if bool(n.heads) != bool(n.width) or (
-        n.heads and (n.width % n.heads or not n.action * n.tokens * n.sets)
-    ):
-        return "sizes of an attention that do not fit each other"
-    if bool(n.stateful) == bool(n.classes) or (n.classes and (n.group < 1 or n.classes % n.group)):
-        return "predictions that do not fit their softmax"
+    if reason := _against_kind(recipe):
+        return reason
     if reason := _against_stages(n, stages):
         return reason
     shapes = shapes_of(n, stages)
@@ -142,6 +140,25 @@ def reason_against(recipe: Recipe) -> str | None:
         if name in INDICES and found.size and (found.min() < 0 or found.max() >= n.neurons):
             return f"{name} outside [0, {n.neurons})"
     return None
+
+
+def _against_kind(recipe: Recipe) -> str | None:
+    n, attends = recipe.sizes, recipe.kind in ("base", "qamnist")
+    given, stateful = recipe.kind != "base", recipe.kind == "rl"
+    parts = ((n.heads, attends), (n.width, attends), (n.features, given), (n.given, given))
+    parts += ((n.stateful, stateful), (n.classes, not stateful))
+    if any(bool(size) != wanted for size, wanted in parts) or max(n.deep, n.normed, n.stateful) > 1:
+        return f"sizes of another kind than {recipe.kind}"
+    if attends and (n.width % n.heads or not n.action * n.tokens * n.sets):
+        return "sizes of an attention that do not fit each other"
+    if n.classes and (n.group < 1 or n.classes % n.group):
+        return "predictions that do not fit their softmax"
+    outputs = recipe.stages[0].outputs
+    largest = max(
+        n.sets * n.batch * n.width * n.tokens, n.given * n.batch * outputs, n.ticks * max(n.pairs, n.action),
+        n.batch * n.memory * n.neurons, n.batch * max(n.pairs, n.action, n.classes, n.energy),
+    )  # fmt: skip
+    return "sizes beyond any memory" if largest > MOST_ELEMENTS else None
 
 
 def _against_stages(n: Sizes, stages: tuple[Stage, ...]) -> str | None:
