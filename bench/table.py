@@ -9,10 +9,12 @@ from bench.row import Row
 
 def all_rows() -> list[Row]:
     """Every row of a processor, in the order of the table."""
-    from bench import dnc, halting, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync
+    from bench import dnc, engine, halting, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync
 
     ops = (nlm, sync, ntm, dnc, memory_ops)
-    return [row for module in (*ops, models, ntm_model, memory_models, halting) for row in module.rows()]
+    return [
+        row for module in (*ops, models, engine, ntm_model, memory_models, halting) for row in module.rows()
+    ]
 
 
 def gpu_rows() -> list[Row]:

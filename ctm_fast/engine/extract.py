@@ -124,8 +124,8 @@ def _models(module: nn.Module) -> Arrays:
     """Neuron-level models without temperatures and without the affine part of their LayerNorms."""
     layers, reason = plan.nlm_layers(module), plan.why_called(plan.parts_of(module))
     if not isinstance(layers, str) and reason is None and not plan.is_normed(layers):
-        weights = plan.nlm_weights(module)
-        reason = weights if isinstance(weights, str) else None
+        planned = plan.nlm_weights(module)
+        reason = planned if isinstance(planned, str) else None
     if isinstance(layers, str) or reason is not None:
         raise ValueError(f"Engine: model must have the published neuron-level models, got {reason or layers}")
     found: Arrays = {}

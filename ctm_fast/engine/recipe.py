@@ -145,8 +145,8 @@ def reason_against(recipe: Recipe) -> str | None:
 def _against_kind(recipe: Recipe) -> str | None:
     n, attends = recipe.sizes, recipe.kind in ("base", "qamnist")
     given, stateful = recipe.kind != "base", recipe.kind == "rl"
-    parts = ((n.heads, attends), (n.width, attends), (n.features, given), (n.given, given))
-    parts += ((n.stateful, stateful), (n.classes, not stateful))
+    parts = [(n.heads, attends), (n.width, attends), (n.features, given), (n.given, given)]
+    parts += [(n.stateful, stateful), (n.classes, not stateful)]
     if any(bool(size) != wanted for size, wanted in parts) or max(n.deep, n.normed, n.stateful) > 1:
         return f"sizes of another kind than {recipe.kind}"
     if attends and (n.width % n.heads or not n.action * n.tokens * n.sets):
