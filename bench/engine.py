@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import ctm_fast
 from bench import machine, models, timing
 from bench.baselines import compiled, ctm, rl
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Json, Row, Targets, inferred
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Json, Provider, Row, Targets, inferred
 from ctm_fast.models import Agent, ContinuousThoughtMachineRL, presets
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
@@ -96,12 +96,12 @@ class Problem:
         return _flat(forward(self.model, self.x, self.state))
 
     def weight_bytes(self) -> tuple[int, int]:
-        """Bytes of weights that a call reads, and those of one tick."""
+        """Bytes of weights that a call reads, tick by tick, and bytes of all weights."""
         recipe = self.engine._recipe
         arrays = {name: x.nbytes for name, x in recipe.arrays.items()}
         once = sum(arrays[name] for name in ("from_given", "keys_values", "project") if name in arrays)
-        tick = sum(arrays.values()) - once
-        return once + recipe.sizes.ticks * tick, tick
+        every = sum(arrays.values())
+        return once + recipe.sizes.ticks * (every - once), every
 
 
 class _AgentOf:
@@ -128,8 +128,9 @@ def _flat(found: Any) -> list[Tensor]:
 def case(config: models.Config, batch: int) -> Case:
     """Inference of one model's recurrent part."""
     p = Problem(config, batch)
-    providers = {REFERENCE: p.reference, STRONG: p.strong, OWN: p.own}
-    return Case({name: inferred(run) for name, run in providers.items()}, lambda: inferred(p.compiled))
+    providers = {name: inferred(run) for name, run in ((REFERENCE, p.reference), (STRONG, p.strong))}
+    own = Provider(p.call(), lambda: [*p.own()])
+    return Case({**providers, OWN: own}, lambda: inferred(p.compiled))
 
 
 def rows() -> list[Row]:
@@ -174,8 +175,8 @@ def measure(config: models.Config, calls: int) -> Json:
     torch.manual_seed(0)
     problem = Problem(config, 1)
     own, empty = latencies(problem.call(), calls)
-    total, tick = problem.weight_bytes()
-    floor = total / read_rate(tick)
+    total, every = problem.weight_bytes()
+    floor = total / read_rate(every)
     found: Json = {"name": config.title, "calls": calls, "load": machine.load(), "weight_bytes": total}
     names = {name: q for name, q in QUANTILES.items() if q != 0.999 or calls >= LEAST_CALLS}
     for kind, seconds in (("engine", own), ("spin", empty)):

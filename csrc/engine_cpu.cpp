@@ -4,6 +4,7 @@
 
 #include "denormals.h"
 #include "engine_output.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace ctm::CTM_LEVEL {
@@ -130,16 +131,26 @@ int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t co
   return counting.used();
 }
 
+struct Pages {                               // of one allocation, on huge pages where it is large
+  static constexpr int64_t kHuge = 1 << 19;  // floats of a huge page
+  const Buffer<float> memory;
+
+  explicit Pages(int64_t count) : memory(count) {
+    if (count >= kHuge)
+      advise_huge(reinterpret_cast<uintptr_t>(memory.data), static_cast<size_t>(count) * sizeof(float));
+  }
+};
+
 // Weights in one block, and the memory of every thread's samples in another.
 class Engine {
  public:
   Engine(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w)
       : weights_(weights_size(n, stages, count, w)),
-        packer_(weights_.data),
+        packer_(weights_.memory.data),
         net_(n, stages, count, w, packer_),
         work_(n.threads * samples_size()) {
     for (int64_t i = 0; i < n.threads; ++i) {
-      Arena<float> arena{work_.data + i * samples_size()};
+      Arena<float> arena{work_.memory.data + i * samples_size()};
       samples_.emplace_back(net_, capacity(), arena);
     }
   }
@@ -205,10 +216,10 @@ class Engine {
         body(samples_[static_cast<size_t>(g)], i - at, i);
   }
 
-  const Buffer<float> weights_;
+  const Pages weights_;
   Packer packer_;
   const Net net_;
-  const Buffer<float> work_;
+  const Pages work_;
   std::vector<Samples> samples_;
 };
 

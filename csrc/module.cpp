@@ -1,26 +1,12 @@
 // Python module _C: the kernels' bindings, and what concerns the whole library.
 #include "bindings.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <map>
+
+#include "pages.h"
 
 namespace ctm {
 namespace {
-
-// Asks for huge pages under a large buffer that nothing has touched yet: fewer faults and address
-// translations.
-void advise_huge(Address address, size_t bytes) {
-#ifdef __linux__
-  constexpr Address kPage = 4096;
-  const Address first = (address + kPage - 1) / kPage * kPage, last = (address + bytes) / kPage * kPage;
-  if (last > first) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)address, (void)bytes;
-#endif
-}
 
 std::map<std::string, std::string> build_info() {
   return {
