@@ -61,6 +61,16 @@ def test_a_state_can_be_put_back():
         assert all(np.array_equal(a, b) for a, b in zip(state, other_state, strict=True))
 
 
+def test_tensors_that_require_gradients_are_read():
+    model, engine, observations, _ = case("rl")
+    start = model.initial_state(3)
+    assert start[0].requires_grad
+    engine.set_state(start)
+    first, _ = engine.step(observations[0])
+    engine.reset()
+    assert np.array_equal(first, engine.step(observations[0])[0])
+
+
 def test_a_returned_state_is_not_written_later():
     _, engine, observations, start = case("rl")
     engine.set_state(start)

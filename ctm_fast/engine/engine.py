@@ -11,7 +11,7 @@ import numpy as np
 from ctm_fast import _C
 from ctm_fast.engine import file
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
-from ctm_fast.engine.inputs import Inputs, check, from_arrays
+from ctm_fast.engine.inputs import Inputs, as_array, check, from_arrays
 from ctm_fast.engine.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -161,13 +161,13 @@ class Engine:
         self._require_state("set_state")
         n, held = self._recipe.sizes, []
         for i, history in enumerate(state):
-            found = np.asarray(history, np.float32)
+            found = as_array(history)
             if found.ndim != 3 or found.shape[1:] != (n.neurons, n.memory) or len(found) != len(state[0]):
                 expected = (len(state[0]), n.neurons, n.memory)
                 raise ValueError(f"Engine: state[{i}] must have shape {expected}, got {found.shape}")
             if not np.isfinite(found).all():
                 raise ValueError(f"Engine: state[{i}] must be finite, got NaN or infinity")
-            held.append(np.ascontiguousarray(found.transpose(0, 2, 1)))
+            held.append(np.ascontiguousarray(found.transpose(0, 2, 1), np.float32))
         self._resize(len(held[0]))
         self._native.set_state(len(held[0]), *held)
 

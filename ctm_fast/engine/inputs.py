@@ -61,6 +61,11 @@ def from_arrays(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
     return Inputs.constant(_checked("x", x, (None, n.features)), recipe.iterations)
 
 
+def as_array(x: Any) -> np.ndarray:
+    """An array, also of a tensor that requires a gradient or lies on another device."""
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
 def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     if len(inputs) != count:
         raise TypeError(f"Engine: inputs must be {count} arrays, got {len(inputs)}")
@@ -69,7 +74,7 @@ def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
 
 def _checked(name: str, x: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     """``x`` as a float32 array of this shape, where None stands for any size."""
-    found = np.asarray(x)
+    found = as_array(x)
     if found.dtype != np.float32 and found.dtype.kind not in "fiub":
         raise TypeError(f"Engine: {name} must be an array of real numbers, got {found.dtype}")
     fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
