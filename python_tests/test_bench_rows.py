@@ -130,11 +130,14 @@ def test_every_row_has_a_name_of_its_own():
     assert len(set(names)) == len(names)
 
 
+PARITY = (("train", 8), ("infer", 1), ("infer", 8), ("engine", 1), ("engine", 16))
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["sync"], {"sync/P32 T50 B64 D1024", "sync/P528 T50 B64 D1024", "sync/P2048 T50 B64 D1024"}),
-        (["parity"], {"train/parity 75/25 B8", "infer/parity 75/25 B1", "infer/parity 75/25 B8"}),
+        (["parity"], {f"{row}/parity 75/25 B{n}" for row, n in PARITY}),
         (["train/sort B32"], {"train/sort B32"}),
     ],
     ids=["op", "model", "row"],
