@@ -115,13 +115,14 @@ struct Ticks {
 
   // The synchronisation over the remembered post-activations, of a stateful engine.
   void read_window(int64_t b) {
-    const int64_t S = n().pairs, M = n().memory;
-    float* alpha = s.sum + b * S;
-    clear(alpha, S);
-    const float* window = s.post + b * s.window() + s.oldest * n().neurons;
-    for (int64_t m = 0; m < M; ++m)
-      synchronise(s.net.out, s.net.out.root + (M - 1) * S, window + m * n().neurons, alpha,
-                  call.synchronisation + (first + b) * S);
+    const Pairs& p = s.net.out;
+    const int64_t M = n().memory;
+    float* alpha = s.sum + b * p.count;
+    clear(alpha, p.count);
+    const float* z = s.post + b * s.window() + s.oldest * n().neurons;
+    for (int64_t m = 0; m + 1 < M; ++m, z += n().neurons)
+      advance(p.count, z, p.left, p.right, p.factor, alpha);
+    synchronise(p, p.root + (M - 1) * p.count, z, alpha, call.synchronisation + (first + b) * p.count);
   }
 };
 
@@ -131,8 +132,9 @@ int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t co
   return counting.used();
 }
 
-struct Pages {                               // of one allocation, on huge pages where it is large
-  static constexpr int64_t kHuge = 1 << 19;  // floats of a huge page
+constexpr int64_t kHuge = 1 << 19;  // floats of a huge page
+
+struct Pages {  // memory on huge pages where it is large
   const Buffer<float> memory;
 
   explicit Pages(int64_t count) : memory(count) {

@@ -7,11 +7,9 @@ A PyTorch file is read without running code from it. It may hold, beside tensors
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ctm_fast.files import PathLike, replacing
+
 StateDict = dict[str, Tensor]
-PathLike = str | os.PathLike[str]
 
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 NAMES_SHOWN = 5
@@ -101,25 +100,6 @@ def save_checkpoint(path: PathLike, checkpoint: Mapping[str, Any]) -> None:
     """
     with replacing(path) as temporary:
         torch.save(dict(checkpoint), temporary)
-
-
-@contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
-    """A temporary name beside ``path``: renamed to ``path`` after the block, removed if the block fails.
-
-    The block must write the file. Raises ``FileNotFoundError`` where the folder is missing.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save: folder {str(path.parent)!r} must exist")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_safetensors(path: PathLike, state: Mapping[str, Tensor]) -> None:

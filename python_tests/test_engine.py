@@ -1,12 +1,16 @@
 """The engine computes what its model does: every variant, batch and thread count, and random configurations."""
 
+import copy
+
 import numpy as np
 import pytest
+import small_ctm
 import torch
 from engine_cases import assert_as_exact, engine_outputs, eval_model
 from foreign_cases import CASES, inputs_for
 
 import ctm_fast
+from ctm_fast.models import presets
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -29,6 +33,54 @@ def test_threads_give_the_same_bits(name):
     one, three = (ctm_fast.Engine(model, inputs, threads=n) for n in (1, 3))
     for a, b in zip(engine_outputs(one, inputs), engine_outputs(three, inputs), strict=True):
         assert torch.equal(a, b)
+
+
+OUR_OWN = {
+    "plain": {},
+    "unet": {"synapse_depth": 3},
+    "shallow": {"deep_nlms": False, "neuron_select_type": "first-last"},
+    "energy": {"energy_head_enabled": True, "neuron_select_type": "random-pairing"},
+    "layernorm": {"do_layernorm_nlm": True, "memory_length": 7, "memory_hidden_dims": 5},
+}
+
+
+@pytest.mark.parametrize("changes", OUR_OWN.values(), ids=OUR_OWN)
+def test_our_own_model(changes):
+    torch.manual_seed(0)
+    model, x = small_ctm.build(**changes), (small_ctm.signs(4),)
+    with torch.no_grad():
+        model(*x)
+    assert_as_exact(ctm_fast.Engine(model.eval(), x), model, x)
+
+
+PRESETS = [
+    "parity_ctm_10_5",
+    "mnist_ctm_15_10",
+    "sort_ctm",
+    "qamnist_ctm_1",
+    "cartpole_ctm_2",
+    "acrobot_ctm_1",
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_presets(name):
+    torch.manual_seed(0)
+    model, inputs = presets.build(name).eval(), presets.example_inputs(name, batch=2)
+    if hasattr(model, "recurrent_model"):
+        model = model.recurrent_model
+        inputs = (*inputs, tuple(torch.randn(2, model.d_model, model.memory_length) for _ in range(2)))
+    with torch.no_grad():
+        model(*inputs)
+    assert_as_exact(ctm_fast.Engine(model, inputs), model, inputs)
+
+
+@pytest.mark.parametrize("name", ["base-energy", "sort", "qamnist", "rl"])
+def test_an_accelerated_model(name):
+    model, inputs = eval_model(name)
+    plain = copy.deepcopy(model)
+    fast = ctm_fast.accelerate(model)
+    assert_as_exact(ctm_fast.Engine(fast, inputs), plain, inputs)
 
 
 def test_a_second_call_gives_the_same_bits():

@@ -116,6 +116,12 @@ def test_a_failing_write_leaves_nothing(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_a_missing_folder(tmp_path):
+    engine, *_ = features("sort")
+    with pytest.raises(FileNotFoundError, match=r"^save: folder '.*none' must exist$"):
+        engine.save(tmp_path / "none" / "engine")
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^load: path must be a file, got"):
         engines.load(tmp_path / "none")

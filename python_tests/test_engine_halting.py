@@ -144,6 +144,12 @@ def test_rules_outside_their_range_are_refused(arguments, message):
         Halt(**arguments)
 
 
+def test_a_number_is_no_rule():
+    model, inputs = eval_model("sort")
+    with pytest.raises(TypeError, match=r"^Engine: halt must be a Halt or None, got float$"):
+        ctm_fast.Engine(model, inputs)(*inputs, halt=0.5)
+
+
 def test_energies_need_a_head():
     model, inputs = eval_model("base")
     with pytest.raises(ValueError, match=r"^Engine: halt must have no rule for energies, got one"):

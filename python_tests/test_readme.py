@@ -33,6 +33,7 @@ MODULES = [
     "ctm_fast.models",
     "ctm_fast.models.presets",
     "ctm_fast.checkpoint",
+    "ctm_fast.files",
     "ctm_fast.backend",
 ]
 FIGURE = "bench/results/figure.png"

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ctm_fast.checkpoint import replacing
+from ctm_fast.files import replacing
 from tasks import checkpointing
 from tasks.errors import UserError, require, writing
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ctm_fast.checkpoint import replacing
+from ctm_fast.files import replacing
 from tasks.errors import writing
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ctm_fast.engine import file
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
 from ctm_fast.engine.inputs import Inputs, as_array, check, from_arrays
 from ctm_fast.engine.recipe import Recipe
+from ctm_fast.files import PathLike
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,6 +85,8 @@ class Engine:
         """
         if self._recipe.sizes.stateful:
             return self._call_stateful(*inputs, halt=halt)
+        if halt is not None and not isinstance(halt, Halt):
+            raise TypeError(f"Engine: halt must be a Halt or None, got {type(halt).__name__}")
         read = self._read(inputs)
         if halt is not None and self._recipe.sizes.energy == 0 and (halt.energy, halt.delta) != (None, None):
             raise ValueError(
@@ -193,7 +195,7 @@ class Engine:
         used = np.full(len(synchronisation), self._recipe.iterations, np.int32)
         return EngineResult(None, None, None, synchronisation, used, np.zeros_like(used))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the engine to one file in safetensors layout, under its name only once it is whole."""
         file.write(path, self._recipe)
 
@@ -203,7 +205,7 @@ def _by_sample(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 2, 0)
 
 
-def load(path: str | os.PathLike[str], threads: int = 1) -> Engine:
+def load(path: PathLike, threads: int = 1) -> Engine:
     """Read an engine that :meth:`Engine.save` wrote.
 
     Raises:

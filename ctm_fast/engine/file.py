@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
+from ctm_fast.files import PathLike, replacing
 
 FORMAT, VERSION = "ctm_fast.engine", "1"
 DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
@@ -20,9 +19,8 @@ ALIGNMENT = 64
 MOST_HEADER_BYTES = 1 << 24
 
 
-def write(path: str | os.PathLike[str], recipe: Recipe) -> None:
+def write(path: PathLike, recipe: Recipe) -> None:
     """Write under a temporary name beside ``path``, then rename."""
-    path = Path(path)
     config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
     config["stages"] = [stage._asdict() for stage in recipe.stages]
     header: dict[str, Any] = {
@@ -35,21 +33,13 @@ def write(path: str | os.PathLike[str], recipe: Recipe) -> None:
         at += x.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
-            for x in recipe.arrays.values():
-                stream.write(x.tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for x in recipe.arrays.values():
+            stream.write(x.tobytes())
 
 
-def read(path: str | os.PathLike[str]) -> Recipe:
+def read(path: PathLike) -> Recipe:
     """The recipe in a file. Raises as ``ctm_fast.engine.load``."""
     path = Path(path)
     if not path.is_file():
