@@ -9,7 +9,7 @@ namespace {
 // Buffers of Python objects, held while native code reads or writes them.
 class Buffers {
  public:
-  static constexpr size_t kMost = 32;
+  static constexpr size_t kMost = 11;  // of one call
 
   Buffers() = default;
   Buffers(const Buffers&) = delete;
