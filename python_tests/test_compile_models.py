@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from foreign_cases import assert_close, build, evaluate, loss_of, tensors, to
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from small_ctm import build as build_small
@@ -14,6 +15,7 @@ from small_ctm import signs
 from test_triton_models import SIZES
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils._pytree import tree_map
 
 import ctm_fast
 
@@ -50,6 +52,22 @@ def test_accelerated_models_compile_into_one_graph(name: str) -> None:
         with torch.no_grad():
             truth = tensors(fast(*given))
             assert_close(tensors(in_one_graph(fast)(*given)), truth, 1e-9)
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("name", ["base", "rl"])
+def test_the_default_compiler_on_a_gpu(name: str) -> None:
+    """A training step and an inference, in one graph each, by inductor."""
+    model, inputs = build(name, batch=2, **SIZES[name])
+    fast, given = ctm_fast.accelerate(model.to("cuda")), tree_map(lambda x: x.to("cuda"), inputs)
+    compiled = in_one_graph(fast, "inductor")
+    with torch._inductor.config.patch(compile_threads=1):  # starts no processes
+        truth = evaluate(fast, given)
+        assert_close(renamed(evaluate(compiled, given)), truth, 1e-3)
+        fast.eval()
+        with torch.no_grad():
+            assert_close(tensors(compiled(*given)), tensors(fast(*given)), 1e-3)
 
 
 def test_our_models_compile_without_a_call_before() -> None:
