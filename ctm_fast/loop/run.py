@@ -140,8 +140,10 @@ def _stay(
 
 
 def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
-    attending = [t for t, i in enumerate(loop.inputs) if i >= 0]
-    return weights.unflatten(2, (loop.heads, 1, -1))[attending]
+    weights = weights.unflatten(2, (loop.heads, 1, -1))
+    if all(i >= 0 for i in loop.inputs):
+        return weights
+    return torch.stack([weights[t] for t, i in enumerate(loop.inputs) if i >= 0])  # a list would wait for a GPU
 
 
 def _plan(

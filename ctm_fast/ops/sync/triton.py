@@ -109,6 +109,7 @@ def backward_kernel(
         ga += d * scale
         gb -= 0.5 * scale * scale * scale * d * a
         gr += ga * previous + gb * tl.load(before + tick * pairs + p, mask=inside, other=0.0)
+        tl.debug_barrier()  # another thread may still read what the tick before took from here
         tl.store(out + p, ga, mask=inside)
         ga *= r
         gb *= r
