@@ -143,7 +143,9 @@ def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
     weights = weights.unflatten(2, (loop.heads, 1, -1))
     if all(i >= 0 for i in loop.inputs):
         return weights
-    return torch.stack([weights[t] for t, i in enumerate(loop.inputs) if i >= 0])  # a list would wait for a GPU
+    return torch.stack(
+        [weights[t] for t, i in enumerate(loop.inputs) if i >= 0]
+    )  # a list would wait for a GPU
 
 
 def _plan(
