@@ -40,7 +40,9 @@ def renamed(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace("d _orig_mod.", "d "): x for key, x in found.items()}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow) if x == "base-unet" else x for x in SIZES]
+)
 def test_accelerated_models_compile_into_one_graph(name: str) -> None:
     """Training and inference, after a call in each mode has compared the model with its own forward."""
     model, inputs = build(name, batch=2, **SIZES[name])

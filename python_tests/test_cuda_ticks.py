@@ -112,7 +112,7 @@ def test_result_depends_on_no_schedule(name: str, emulated: Any) -> None:
     "limits", [(3, 4 << 10, 8), (1, 100 << 10, 8), (16, 100 << 10, 9), (40, 100 << 10, 9)],
     ids=["weights-streamed", "one-block", "cluster", "more-blocks-than-rows"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["base", "sort-unet"])
+@pytest.mark.parametrize("name", ["base", pytest.param("sort-unet", marks=pytest.mark.slow)])
 def test_result_depends_on_no_launch(
     name: str, limits: tuple[int, ...], emulated: Any, launches: list[int]
 ) -> None:

@@ -18,10 +18,14 @@ TRY_EACH = """
 import importlib, os, sys
 import torch
 
-failed = []
-for name in sys.argv[1:]:
-    child = os.fork()
-    if not child:
+names, running, failed = sys.argv[1:], {}, []
+while names or running:
+    if names and len(running) < os.cpu_count():
+        name = names.pop()
+        child = os.fork()
+        if child:
+            running[child] = name
+            continue
         status = 1
         try:
             module, _, attribute = name.partition(":")
@@ -31,7 +35,9 @@ for name in sys.argv[1:]:
             status = 0
         finally:
             os._exit(status)
-    if os.waitpid(child, 0)[1]:
+    child, status = os.wait()
+    name = running.pop(child)
+    if status:
         failed.append(name)
 sys.exit(", ".join(failed) or 0)
 """

@@ -6,7 +6,7 @@ a call with dropout runs the Triton kernel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -35,13 +35,6 @@ def run_forward(
     )
 
 
-def nlm_forward(
-    history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
-    t2: Tensor | None, dropout: float, seed: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """The registered forward; shapes as those of the public op."""
-    z = history.new_empty(history.shape[:2])
-    shape = (*history.shape, w1.shape[1] // 2, w2 is not None)
-    packed = pack(w1, b1, t1, w2, b2, t2)
-    run_forward(shape, drop_args(dropout, seed), packed, history, history.stride(), z)
-    return z
+def nlm_forward(*arguments: Any) -> Tensor:
+    """The registered forward: history, weights, dropout and seed; shapes as those of the public op."""
+    return triton.forward_by(run_forward, *arguments)

@@ -7,6 +7,7 @@ programs have a fixed order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -334,16 +335,21 @@ def run_backward(
         dpacked += weight_gradient(shape, drop, packed, x, strides, dz)
 
 
-def nlm_forward(
-    history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None, b2: Tensor | None,
-    t2: Tensor | None, dropout: float, seed: Tensor | None,
+def forward_by(
+    run: Callable[..., None], history: Tensor, w1: Tensor, b1: Tensor, t1: Tensor, w2: Tensor | None,
+    b2: Tensor | None, t2: Tensor | None, dropout: float, seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The registered forward; shapes as those of the public op."""
+    """The forward of a whole op by a function like :func:`run_forward`."""
     z = history.new_empty(history.shape[:2])
     shape = (*history.shape, w1.shape[1] // 2, w2 is not None)
     packed = pack(w1, b1, t1, w2, b2, t2)
-    run_forward(shape, drop_args(dropout, seed), packed, history, history.stride(), z)
+    run(shape, drop_args(dropout, seed), packed, history, history.stride(), z)
     return z
+
+
+def nlm_forward(*arguments: Any) -> Tensor:
+    """The registered forward: history, weights, dropout and seed; shapes as those of the public op."""
+    return forward_by(run_forward, *arguments)
 
 
 def nlm_backward(
