@@ -60,9 +60,8 @@ def pairs(model: Any, kind: str, offset: int = 0) -> tuple[Tensor, Tensor]:
     source = (left._version, right._version, dense, offset)
     known = _known_pairs.get(left)
     if known is None or known.source != source or known.right() is not right:
-        with torch.inference_mode(
-            False
-        ):  # those of inference mode have no version, so they are checked every time
+        # Those made in inference mode have no version, so they would be checked every time.
+        with torch.inference_mode(False):
             known = _Pairs(source, weakref.ref(right), _pairs(left, right, dense, offset))
         _known_pairs[left] = known
     return known.made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctm_fast.loop.config import Loop, Parameters
+from ctm_fast.loop.config import Loop, Parameters, of_ticks
 from ctm_fast.loop.parts import loop_parts
 from ctm_fast.ops.native import empty, zeros
 from ctm_fast.ops.nlm.autograd import loop_arguments, window_strides
@@ -146,17 +146,11 @@ class LoopBackward:
         return dkeys, dvalues
 
     def _over_ticks(self, left: Tensor, right: Tensor, ticks: list[int]) -> Tensor:
-        left, right = self._of(ticks, left), self._of(ticks, right)
+        left, right = of_ticks(ticks, left), of_ticks(ticks, right)
         n, heads = len(ticks), self.loop.heads
         left = left.view(n, self.batch, heads, -1).permute(1, 2, 3, 0)
         right = right.view(n, self.batch, heads, -1).permute(1, 2, 0, 3)
         return torch.matmul(left, right).reshape(self.batch, self.width, -1)
-
-    def _of(self, ticks: list[int], x: Tensor) -> Tensor:
-        """``x`` (T, ...) of these ticks, without an index that a GPU would wait for."""
-        if len(ticks) == self.ticks:
-            return x
-        return torch.stack([x[t] for t in ticks]) if ticks else x[:0]
 
     def _parameters(self) -> tuple[Tensor | None, ...]:
         attention = self._attention_parameters() if self.attention else ()
@@ -186,8 +180,8 @@ class LoopBackward:
         dq, projected = self.dq.flatten(0, 1), self.projected
         dprojected = self.from_query(dq)
         dout = self.dattended.flatten(0, 1)
-        attending = [t for t, i in enumerate(self.loop.inputs) if i >= 0]
-        heads, dheads = (self._of(attending, x).flatten(0, 1) for x in (self.heads, self.dattended))
+        attending = self.loop.attending
+        heads, dheads = (of_ticks(attending, x).flatten(0, 1) for x in (self.heads, self.dattended))
         outer = self.parts.outer
         return (
             outer(dprojected, self.action.flatten(0, 1)), dprojected.sum(0), outer(dq, projected) * a.scale,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ctm_fast.loop.seed import Seed
@@ -72,6 +73,11 @@ class Loop:
         return len(self.inputs)
 
     @property
+    def attending(self) -> list[int]:
+        """The ticks that attend."""
+        return [t for t, i in enumerate(self.inputs) if i >= 0]
+
+    @property
     def attends(self) -> bool:
         return any(i >= 0 for i in self.inputs)
 
@@ -87,3 +93,10 @@ class Loop:
         if self.seed is None or p == 0.0:
             return NO_DROPOUT
         return (p, self.seed.of(stream), first_row)
+
+
+def of_ticks(ticks: list[int], x: Tensor) -> Tensor:
+    """``x`` (T, ...) of these ticks, without an index that a GPU would wait for."""
+    if len(ticks) == x.shape[0]:
+        return x
+    return torch.stack([x[t] for t in ticks]) if ticks else x[:0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ class LoopParts(NamedTuple):
     fused_rows: float  # rows of a tick from which it adds to the weight gradients of the neuron-level models
 
 
+@functools.cache
 def loop_parts(backend: str, device: torch.device) -> LoopParts:
     """Those of "native" or "triton", the latter imported when it is first asked for."""
     if backend == "native":

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ctm_fast import backend as backends
 from ctm_fast.loop import persistent, plan
-from ctm_fast.loop.config import AttentionWeights, Loop, Parameters
+from ctm_fast.loop.config import AttentionWeights, Loop, Parameters, of_ticks
 from ctm_fast.loop.seed import Seed
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.loop.ticks import all_ticks
@@ -140,12 +140,7 @@ def _stay(
 
 
 def _split_heads(weights: Tensor, loop: Loop) -> Tensor:
-    weights = weights.unflatten(2, (loop.heads, 1, -1))
-    if all(i >= 0 for i in loop.inputs):
-        return weights
-    return torch.stack(
-        [weights[t] for t, i in enumerate(loop.inputs) if i >= 0]
-    )  # a list would wait for a GPU
+    return of_ticks(loop.attending, weights.unflatten(2, (loop.heads, 1, -1)))
 
 
 def _plan(
@@ -323,7 +318,7 @@ class _NeuronLevelModels:
         if self.history is not None:
             self.history[t] = s
             return nlm_tick(self.packed, self.history, t)
-        if self.weights is not None:
+        if self.weights is not None and s.shape == self.rows[0].shape:
             return nlm_rows(self.rows[-self.window.shape[2] :], *self.weights, dropout=self.dropout)
         # As published, so that it raises and has gradients as published.
         self.window = torch.cat((self.window[:, :, 1:], s.unsqueeze(-1)), -1)
