@@ -95,6 +95,13 @@ def to(value, dtype):
     return value.detach().to(dtype).requires_grad_() if value.is_floating_point() else value
 
 
+def moved(value, device):
+    """Nested arguments on another device."""
+    if isinstance(value, tuple | list):
+        return tuple(moved(item, device) for item in value)
+    return value.to(device)
+
+
 def evaluate(model, inputs, dtype=torch.float32):
     """Outputs, and gradients of every parameter and floating-point input, for one fixed cotangent."""
     model = model.to(dtype)

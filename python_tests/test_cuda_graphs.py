@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_cases import assert_close, build, loss_of, tensors
+from foreign_cases import assert_close, build, loss_of, moved, tensors
 from graph_stand_in import stand_in
 from torch import Tensor, nn
 
@@ -26,12 +26,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "cpu":
         stand_in(monkeypatch)
     return str(request.param)
-
-
-def moved(value: Any, device: str) -> Any:
-    if isinstance(value, tuple):
-        return tuple(moved(x, device) for x in value)
-    return value.to(device)
 
 
 def pair(name: str, device: str, **changes: Any) -> tuple[Any, Any, Any]:

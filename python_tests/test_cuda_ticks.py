@@ -8,7 +8,7 @@ from typing import Any
 import emulation
 import pytest
 import torch
-from foreign_cases import CASES, build, copies
+from foreign_cases import CASES, build, copies, moved, to
 from torch import Tensor
 
 import ctm_fast
@@ -56,11 +56,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def moved(x: Any, device: str) -> Any:
-    """Tensors in tuples on another device."""
-    return tuple(moved(y, device) for y in x) if isinstance(x, tuple) else x.to(device)
-
-
 def tensors(x: Any) -> list[Tensor]:
     """All tensors and arrays of nested returns."""
     if isinstance(x, (tuple, list)):
@@ -80,18 +75,12 @@ def assert_as_exact(fast: list[Tensor], eager: list[Tensor], truth: list[Tensor]
         assert relative_error(a, c) <= max(1e-5, 2 * relative_error(b, c))
 
 
-def in_float64(inputs: Any) -> Any:
-    if isinstance(inputs, tuple):
-        return tuple(map(in_float64, inputs))
-    return inputs.double() if inputs.is_floating_point() else inputs
-
-
 @pytest.mark.parametrize(("name", "batch"), [*((name, 1) for name in PLANNED), *LARGER_BATCHES])
 def test_models_equal_the_published_forward(name: str, batch: int, device: str, launches: list[int]) -> None:
     model, inputs = build(name, batch=batch)
     eager, exact, fast = copies(model, 3)
     options = {} if name == "base-energy" else {"track": True}
-    truth = outputs(exact.double(), in_float64(inputs), "cpu", **options)
+    truth = outputs(exact.double(), to(inputs, torch.float64), "cpu", **options)
     found = outputs(ctm_fast.accelerate(fast), inputs, device, **options)
     assert launches == [1]
     assert_as_exact(found, outputs(eager, inputs, "cpu", **options), truth)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_cases import build, copies, evaluate, tensors, to
+from foreign_cases import build, copies, evaluate, moved, tensors, to
 from torch import Tensor, nn
 
 import ctm_fast
@@ -43,10 +43,6 @@ def close_to(
     assert beyond == {}
 
 
-def inputs_on(inputs: Any, device: str) -> Any:
-    return tuple(inputs_on(x, device) if isinstance(x, tuple | list) else x.to(device) for x in inputs)
-
-
 @pytest.mark.needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +62,7 @@ def compare(name: str, dtype: torch.dtype, device: str, sizes: dict[str, Any]) -
     with ctm_fast.use_backend("reference"):
         truth = evaluate(truth_model, inputs, torch.float64)
     ctm_fast.accelerate(fast.to(device))
-    there = inputs_on(inputs, device)
+    there = moved(inputs, device)
     with ctm_fast.use_backend("reference"):
         plain = evaluate(plain_model.to(device), there, torch.float32)
     found = evaluate(fast, there, dtype)
@@ -103,7 +99,7 @@ def test_a_training_step_of_a_model_moved_to_the_gpu() -> None:
     """Dropout, an optimiser and the evaluation after it: nothing asks for another device or leaves its own."""
     model, inputs = build("base-unet", dropout=0.2)
     ctm_fast.accelerate(model.to("cuda"))
-    there = inputs_on(inputs, "cuda")
+    there = moved(inputs, "cuda")
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):
         optimiser.zero_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import small_ctm
 import torch
-from foreign_cases import build, copies, evaluate
+from foreign_cases import build, copies, evaluate, moved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -54,10 +54,6 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     prepare = loop.DeviceSynapses.prepare
     monkeypatch.setattr(loop.DeviceSynapses, "prepare", lambda self: made.append(1) or prepare(self))
     return made
-
-
-def moved(x: Any, device: str) -> Any:
-    return tuple(moved(y, device) for y in x) if isinstance(x, tuple) else x.to(device)
 
 
 def both(name: str, device: str, dtype: torch.dtype = torch.float64, **sizes: Any) -> tuple[Any, Any]:
