@@ -214,7 +214,7 @@ class _Captured:
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
             recording = _Recording(args, self.parameters)
             with _kept(self.buffers, recording.device):
-                _warm_up(partial(recording.once, self.plain), recording.device, self.warmups)
+                warm_up(partial(recording.once, self.plain), recording.device, self.warmups)
             name = type(self.model).__name__
             if self._is_unchanged():
                 with _explained(name):
@@ -298,7 +298,7 @@ class _Recording:
 
     def record(self, forward: Callable[..., Any]) -> None:
         """Record the graphs; both have one pool of memory, which no other recording may write to."""
-        self.outputs, record = [], _recorder(self.device)
+        self.outputs, record = [], recorder(self.device)
         self.forward_graph, _ = record(partial(self.run, forward))
         self.returns = [y.detach() if y is not None else None for y in self.outputs]
         self.is_differentiable = [y is not None and y.requires_grad for y in self.outputs]
@@ -374,7 +374,7 @@ def _kept(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
             x.copy_(value)
 
 
-def _warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
+def warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
     """Call ``run`` on a stream of its own: what libraries set up at first calls must not be recorded."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -384,7 +384,7 @@ def _warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _recorder(device: torch.device) -> Callable[[Callable[[], Any]], tuple[Any, Any]]:
+def recorder(device: torch.device) -> Callable[[Callable[[], Any]], tuple[Any, Any]]:
     """A function that records what it calls: the graph and what the call returned; one pool for all its graphs."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 

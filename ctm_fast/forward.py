@@ -154,25 +154,19 @@ def _traced_on_gpu(run: Callable[..., Any]) -> Callable[..., Any]:
 @_traced_on_gpu
 def base(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation or energies) of a base CTM, or the tracked six."""
-    kv = model.compute_features(x)
-    clamp_decay_(model.decay_params_action, model.decay_params_out)
-    states = _run(model, x.shape[0], (0,) * model.iterations, [kv], None, track)
-    sync_out = _output_synchronisation(model, states, model.decay_params_out)
+    states, sync_out = _base_ticks(model, x, track)
     predictions, certainties = _read_out(model, sync_out, torch.float32)
     if track:
         both = (_numpy(sync_out), _numpy(_action_synchronisation(model, states)))
         return predictions, certainties, both, *map(_numpy, (states.pre, states.post, states.attention))
-    energy_head = getattr(model, "energy_head", None)
-    if energy_head is not None:
-        return predictions, certainties, _per_tick(energy_head, sync_out).permute(1, 2, 0).float()
-    return predictions, certainties, sync_out[-1]
+    energies = _energies(model, sync_out)
+    return predictions, certainties, sync_out[-1] if energies is None else energies
 
 
 @_traced_on_gpu
 def sort(model: Any, x: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation) of a sorting CTM, or the tracked six."""
-    states = _run(model, x.shape[0], (-1,) * model.iterations, [], x.unsqueeze(0), track)
-    sync_out = _output_synchronisation(model, states, torch.clamp(model.decay_params_out, 0, MAX_DECAY))
+    states, sync_out = _sort_ticks(model, x, track)
     predictions, certainties = _read_out(model, sync_out, x.dtype)
     if track:
         tracked = (_numpy(sync_out), _numpy(states.pre), _numpy(states.post), np.array([]))
@@ -183,16 +177,10 @@ def sort(model: Any, x: Tensor, track: bool = False) -> Any:
 @_traced_on_gpu
 def qamnist(model: Any, x: Tensor, z: Tensor, track: bool = False) -> Any:
     """(predictions, certainties, synchronisation) of a QAMNIST CTM, or the tracked seven."""
-    tokens, inputs = _digits(model, x)
-    given, question = _question(model, x, z)
-    inputs += [-1 - g for g in range(question)]
-    inputs += [-1 - question] * model.iterations_for_answering
-    clamp_decay_(model.decay_params_action, model.decay_params_out)
-    states = _run(model, len(x), tuple(inputs), tokens, given, track)
-    sync_out = _output_synchronisation(model, states, model.decay_params_out)
+    states, sync_out, question = _qamnist_ticks(model, x, z, track)
     predictions, certainties = _read_out(model, sync_out, x.dtype)
     if track:
-        tracked = (states.pre, states.post, states.attention, given[:question] if question else None)
+        tracked = (states.pre, states.post, states.attention, question)
         return predictions, certainties, sync_out[-1], *map(_numpy, tracked)
     return predictions, certainties, sync_out[-1]
 
@@ -213,6 +201,52 @@ def rl(model: Any, x: Tensor, hidden_states: tuple[Tensor, Tensor], track: bool 
     if track:
         return synchronisation, hidden, _numpy(states.pre), _numpy(states.post)
     return synchronisation, hidden
+
+
+def every_tick(model: Any, kind: str, *inputs: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Predictions (B, C, T), certainties (B, 2, T), energies (B, 1, T) or None, synchronisations (T, B, S)."""
+    _, sync_out, *_ = _TICKS_OF[kind](model, *inputs, False)
+    energies = _energies(model, sync_out) if kind == "base" else None
+    return *_read_out(model, sync_out, torch.float32), energies, sync_out
+
+
+def _base_ticks(model: Any, x: Tensor, track: bool) -> tuple[States, Tensor]:
+    """The states of all ticks and the output synchronisation (T, B, S) of each."""
+    kv = model.compute_features(x)
+    clamp_decay_(model.decay_params_action, model.decay_params_out)
+    states = _run(model, x.shape[0], (0,) * model.iterations, [kv], None, track)
+    return states, _output_synchronisation(model, states, model.decay_params_out)
+
+
+def _sort_ticks(model: Any, x: Tensor, track: bool) -> tuple[States, Tensor]:
+    states = _run(model, x.shape[0], (-1,) * model.iterations, [], x.unsqueeze(0), track)
+    decay = torch.clamp(model.decay_params_out, 0, MAX_DECAY)
+    return states, _output_synchronisation(model, states, decay)
+
+
+def _qamnist_ticks(model: Any, x: Tensor, z: Tensor, track: bool) -> tuple[States, Tensor, Tensor | None]:
+    """States and synchronisations likewise, and the embedded question (question ticks, B, d), None without one."""
+    tokens, inputs = _digits(model, x)
+    given, question = _question(model, x, z)
+    inputs += [-1 - g for g in range(question)]
+    inputs += [-1 - question] * model.iterations_for_answering
+    clamp_decay_(model.decay_params_action, model.decay_params_out)
+    states = _run(model, len(x), tuple(inputs), tokens, given, track)
+    sync_out = _output_synchronisation(model, states, model.decay_params_out)
+    return states, sync_out, given[:question] if question else None
+
+
+_TICKS_OF: dict[str, Callable[..., Any]] = {
+    "base": _base_ticks,
+    "sort": _sort_ticks,
+    "qamnist": _qamnist_ticks,
+}
+
+
+def _energies(model: Any, sync_out: Tensor) -> Tensor | None:
+    """(B, 1, T), None of a model without energy head."""
+    head = getattr(model, "energy_head", None)
+    return None if head is None else _per_tick(head, sync_out).permute(1, 2, 0).float()
 
 
 def _window_synchronisation(model: Any, window: Tensor) -> Tensor:

@@ -46,6 +46,6 @@ def warm_up(run: Callable[[], None], _: torch.device, times: int) -> None:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets ``ctm_fast.capture`` take models on the CPU."""
     monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda_graphs, "_recorder", recorder)
-    monkeypatch.setattr(cuda_graphs, "_warm_up", warm_up)
+    monkeypatch.setattr(cuda_graphs, "recorder", recorder)
+    monkeypatch.setattr(cuda_graphs, "warm_up", warm_up)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -97,7 +97,7 @@ def broken_off(_: torch.device) -> Callable[[Callable[[], Any]], Any]:
 
 
 def test_what_cuda_refuses_to_record_is_explained(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graphs, "_recorder", broken_off)
+    monkeypatch.setattr(cuda_graphs, "recorder", broken_off)
     captured = ctm_fast.capture(nn.Linear(2, 2).to(device), X.to(device))
     must = "capture: model must neither wait for the GPU .* got Linear: operation not permitted when"
     try:
