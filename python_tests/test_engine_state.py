@@ -89,6 +89,57 @@ def test_fewer_samples_than_the_example():
         engine.step(observations[0])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "samples", [[1], [2, 0], np.array([True, False, True]), torch.tensor([False, True, True])]
+)
+def test_single_samples_start_anew(samples, threads):
+    """As vector environments do when one of their episodes ends."""
+    model, inputs = eval_model("rl-ticks-above-memory")
+    observations = torch.randn(STEPS, *inputs[0].shape)
+    engine = ctm_fast.Engine(model, inputs, threads=threads)
+    _, state = walk(model, observations[:2], model.initial_state(3))
+    state = tuple(x.clone() for x in state)
+    for held, start in zip(state, model.initial_state(3), strict=True):
+        held[samples] = start[samples].detach()
+    truth, state = walk(model, observations[2:], state)
+    for x in observations[:2]:
+        engine.step(x)
+    engine.reset(samples=samples)
+    found = [engine.step(x) for x in observations[2:]]
+    assert close([output for output, _ in found], truth)
+    assert close(found[-1][1], state)
+
+
+def test_no_samples_change_nothing():
+    _, engine, observations, _ = case("rl")
+    engine.step(observations[0])
+    state = engine.get_state()
+    engine.reset(samples=[])
+    assert all(np.array_equal(a, b) for a, b in zip(engine.get_state(), state, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "message"),
+    [
+        (TypeError, {"batch": 2, "samples": [0]}, "batch must be left out where samples are given, got both"),
+        (IndexError, {"samples": [0, 3]}, r"samples must be in \[0, 3\), got 3"),
+        (IndexError, {"samples": [-1]}, r"samples must be in \[0, 3\), got -1"),
+        (
+            ValueError,
+            {"samples": np.array([True])},
+            r"samples must be indices or a mask \(3,\), got shape \(1,\)",
+        ),
+        (TypeError, {"samples": [0.5]}, r"samples must be indices or a mask, got float64 of shape \(1,\)"),
+        (TypeError, {"samples": 1}, r"samples must be indices or a mask, got int64 of shape \(\)"),
+    ],
+)
+def test_samples_that_there_are_not(error, arguments, message):
+    _, engine, *_ = case("rl")
+    with pytest.raises(error, match=f"^Engine: {message}$"):
+        engine.reset(**arguments)
+
+
 @pytest.mark.parametrize("batch", [0, 4])
 def test_a_batch_that_does_not_fit(batch):
     _, engine, *_ = case("rl")

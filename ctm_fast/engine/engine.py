@@ -10,7 +10,7 @@ import numpy as np
 from ctm_fast import _C
 from ctm_fast.engine import file
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
-from ctm_fast.engine.inputs import Inputs, as_array, check, from_arrays
+from ctm_fast.engine.inputs import Inputs, as_array, check, chosen, from_arrays
 from ctm_fast.engine.recipe import Recipe
 from ctm_fast.files import PathLike
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 State = tuple[np.ndarray, np.ndarray]
+DEVICE = "cuda"
 
 
 class Engine:
@@ -46,6 +47,9 @@ class Engine:
         TypeError, ValueError: "Engine: argument must ..., got ...".
     """
 
+    def __new__(cls, model: Any, *_: Any, **__: Any) -> Engine:
+        return object.__new__(_class_for(model) if cls is Engine else cls)
+
     def __init__(self, model: nn.Module, example_inputs: Any, threads: int = 1) -> None:
         from ctm_fast.engine import agreement, extract
 
@@ -56,7 +60,7 @@ class Engine:
 
     @classmethod
     def _from_recipe(cls, recipe: Recipe, threads: int) -> Engine:
-        engine = cls.__new__(cls)
+        engine = object.__new__(cls)
         engine._prepare(recipe, None, threads)
         return engine
 
@@ -87,11 +91,14 @@ class Engine:
             return self._call_stateful(*inputs, halt=halt)
         if halt is not None and not isinstance(halt, Halt):
             raise TypeError(f"Engine: halt must be a Halt or None, got {type(halt).__name__}")
-        read = self._read(inputs)
         if halt is not None and self._recipe.sizes.energy == 0 and (halt.energy, halt.delta) != (None, None):
             raise ValueError(
                 "Engine: halt must have no rule for energies, got one for a model without energy head"
             )
+        return self._think(inputs, halt)
+
+    def _think(self, inputs: tuple[Any, ...], halt: Halt | None) -> EngineResult:
+        read = self._read(inputs)
         n, batch, ticks = self._recipe.sizes, read.batch, len(read.schedule)
         predictions = np.empty((ticks, batch, n.classes), np.float32)
         certainties = np.empty((ticks, batch, 2), np.float32)
@@ -123,12 +130,32 @@ class Engine:
 
     # What is kept between the calls of a model for reinforcement learning.
 
-    def reset(self, batch: int | None = None) -> None:
-        """Put the learned start into the histories of ``batch`` samples, by default the engine's largest."""
+    def reset(self, batch: int | None = None, *, samples: Any = None) -> None:
+        """Put the learned start into the histories of ``batch`` samples, by default the engine's largest.
+
+        Args:
+            batch: samples from now on.
+            samples: only these of the state's batch, as environments end their episodes one by one: indices, or a
+                mask (B,) of bools. The others go on, so that ``batch`` must be left out.
+
+        Raises:
+            TypeError, ValueError, IndexError: "Engine: argument must ..., got ...".
+        """
         self._require_state("reset")
+        if samples is not None:
+            if batch is not None:
+                raise TypeError("Engine: batch must be left out where samples are given, got both")
+            self._restart(chosen(samples, self._batch))
+            return
         batch = self._recipe.sizes.batch if batch is None else batch
         self._resize(batch)
         self._native.set_state(batch, None, None)
+
+    def _restart(self, samples: np.ndarray) -> None:
+        pre, post = self._histories()
+        self._native.get_state(self._batch, pre, post)
+        pre[samples], post[samples] = (self._recipe.arrays[name] for name in ("start", "start_post"))
+        self._native.set_state(self._batch, pre, post)
 
     def step(self, x: Any) -> tuple[np.ndarray, State]:
         """All ticks on one observation: (output synchronisation (B, S), state after it).
@@ -139,8 +166,7 @@ class Engine:
         """
         self._require_state("step")
         read = self._read((x,))
-        if read.batch != self._batch:
-            raise ValueError(f"Engine: x must have the state's batch of {self._batch}, got {read.batch}")
+        self._require_batch(read.batch)
         synchronisation = np.empty((read.batch, self._recipe.sizes.pairs), np.float32)
         pre, post = self._histories()
         self._run(read, NEVER, (None, None, None, synchronisation, None, None, pre, post))
@@ -185,6 +211,10 @@ class Engine:
                 f"Engine: {name} must be called for a stateful model, got one of kind {self._recipe.kind}"
             )
 
+    def _require_batch(self, batch: int) -> None:
+        if batch != self._batch:
+            raise ValueError(f"Engine: x must have the state's batch of {self._batch}, got {batch}")
+
     def _call_stateful(self, *inputs: Any, halt: Halt | None) -> EngineResult:
         if halt is not None:
             raise ValueError("Engine: halt must be None for a model without predictions, got rules")
@@ -198,6 +228,16 @@ class Engine:
     def save(self, path: PathLike) -> None:
         """Write the engine to one file in safetensors layout, under its name only once it is whole."""
         file.write(path, self._recipe)
+
+
+def _class_for(model: Any) -> type[Engine]:
+    """The engine for the device of ``model``."""
+    parameters = model.parameters() if hasattr(model, "parameters") else ()
+    if any(p.device.type == DEVICE for p in parameters):
+        from ctm_fast.engine.cuda import CudaEngine
+
+        return CudaEngine
+    return Engine
 
 
 def _by_sample(x: np.ndarray) -> np.ndarray:

@@ -66,6 +66,23 @@ def as_array(x: Any) -> np.ndarray:
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
+def chosen(samples: Any, batch: int) -> np.ndarray:
+    """Indices in [0, batch) of samples, from indices or a mask (batch,)."""
+    found = as_array(samples)
+    if found.dtype == np.bool_:
+        if found.shape != (batch,):
+            raise ValueError(f"Engine: samples must be indices or a mask ({batch},), got shape {found.shape}")
+        return np.flatnonzero(found)
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise TypeError(
+            f"Engine: samples must be indices or a mask, got {found.dtype} of shape {found.shape}"
+        )
+    outside = found[(found < 0) | (found >= batch)]
+    if outside.size:
+        raise IndexError(f"Engine: samples must be in [0, {batch}), got {outside[0]}")
+    return found.astype(np.intp)
+
+
 def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     if len(inputs) != count:
         raise TypeError(f"Engine: inputs must be {count} arrays, got {len(inputs)}")
