@@ -374,7 +374,7 @@ def _kept(buffers: Sequence[Tensor], device: torch.device) -> Iterator[None]:
             x.copy_(value)
 
 
-def warm_up(run: Callable[[], None], device: torch.device, times: int) -> None:
+def warm_up(run: Callable[[], object], device: torch.device, times: int) -> None:
     """Call ``run`` on a stream of its own: what libraries set up at first calls must not be recorded."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

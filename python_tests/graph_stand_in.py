@@ -38,7 +38,7 @@ def recorder(_: torch.device) -> Callable[[Callable[[], Any]], tuple[Again, Any]
     return record
 
 
-def warm_up(run: Callable[[], None], _: torch.device, times: int) -> None:
+def warm_up(run: Callable[[], object], _: torch.device, times: int) -> None:
     for _ in range(times):
         run()
 

@@ -43,6 +43,9 @@ class Engine:
     - QAMNIST: tokens (B, digit ticks, L, d) of each digit tick, and the embedded question (B, question ticks, d);
     - reinforcement learning: features (B, F), behind the backbone.
 
+    A model on a CUDA device makes an engine there: inputs, ticks and results are one CUDA graph, arrays are what the
+    model's forward takes, and halting is applied to the results of all ticks.
+
     Raises:
         TypeError, ValueError: "Engine: argument must ..., got ...".
     """
