@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctm_fast import engine, models, nn, ops
+    from ctm_fast import engine, halting, models, nn, ops
     from ctm_fast.acceleration import accelerate, restore
     from ctm_fast.backend import use_backend
     from ctm_fast.cuda_graphs import capture, release
     from ctm_fast.engine import Engine
 
-_MODULES = ("engine", "models", "nn", "ops")
+_MODULES = ("engine", "halting", "models", "nn", "ops")
 _FUNCTIONS = {
     "Engine": "ctm_fast.engine",
     "accelerate": "ctm_fast.acceleration",
@@ -32,6 +32,7 @@ __all__ = [
     "accelerate",
     "capture",
     "engine",
+    "halting",
     "models",
     "nn",
     "ops",

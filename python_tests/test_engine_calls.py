@@ -23,39 +23,44 @@ HERE = Path(__file__).parent
 COUNTS = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
-import numpy as np
 from engine_cases import eval_model
 import ctm_fast
 from ctm_fast.engine import Halt
 
-counter = ctypes.CDLL(None)
-counter.allocations_taken()
-counter.allocate_once()
-assert counter.allocations_taken() == 2, "the counter does not count"
+library = ctypes.CDLL(None)
+counters = [library.allocations_taken, library.locks_taken]
+for taken, once, expected in zip(counters, [library.allocate_once, library.lock_once], [2, 1]):
+    taken()
+    once()
+    assert taken() == expected, "the counter does not count"
 for name in ("base", "base-energy", "base-unet", "sort", "qamnist", "rl"):
     model, inputs = eval_model(name, batch=5)
     engine = ctm_fast.Engine(model, inputs)
     halts = [None] if name == "rl" else [None, Halt(certainty=0.2)]
-    counter.allocations_taken()
+    for taken in counters:
+        taken()
     for halt in halts:
         for _ in range(3):
             engine(*inputs, halt=halt)
-    found = counter.allocations_taken()
-    assert found == 0, f"{{name}} allocated {{found}} times"
+    allocations, locks = (taken() for taken in counters)
+    assert allocations == 0, f"{{name}} allocated {{allocations}} times"
+    assert locks == 0, f"{{name}} took {{locks}} locks"
 """
 
 
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or platform.system() != "Linux", reason="reads MXCSR, glibc"
 )
-def test_a_call_allocates_nothing(tmp_path):
+def test_a_call_allocates_nothing_and_takes_no_lock(tmp_path):
     compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
-    library = tmp_path / "engine_allocations.so"
-    source = HERE / "engine_allocations.c"
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    libraries = []
+    for name in ("engine_allocations", "engine_locks"):
+        libraries.append(str(tmp_path / f"{name}.so"))
+        command = [compiler, "-O1", "-shared", "-fPIC", "-o", libraries[-1], HERE / f"{name}.c"]
+        subprocess.run(command, check=True)
     run = subprocess.run(
         [sys.executable, "-c", COUNTS.format(tests=str(HERE))],
-        env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True, text=True, check=False,
+        env={**os.environ, "LD_PRELOAD": " ".join(libraries)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
 
@@ -111,6 +116,36 @@ def test_engines_in_several_threads_do_not_meet():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def is_at_work(engine):
+    """Whether a call of a model without state runs: there is nothing else that this could change."""
+    try:
+        engine._native.set_state(0, None, None)
+    except RuntimeError:
+        return True
+    return False
+
+
+def test_engines_in_two_threads_do_not_wait_for_each_other():
+    """The whole call of one happens while the only call of the other, which began before, goes on."""
+    model, inputs = eval_model("base-wide", batch=16, iterations=100)
+    slow = ctm_fast.Engine(model, inputs)
+    tokens = slow._features(*inputs).tokens[0]
+    small, x = eval_model("sort", batch=1)
+    quick, numbers = ctm_fast.Engine(small, x), x[0].numpy()
+
+    def quick_call_within_a_slow_one():
+        thread = threading.Thread(target=slow, args=(tokens,))
+        thread.start()
+        while not is_at_work(slow) and thread.is_alive():
+            pass
+        quick(numbers)
+        within = is_at_work(slow)
+        thread.join()
+        return within
+
+    assert any(quick_call_within_a_slow_one() for _ in range(20))
 
 
 class MallocInfo(ctypes.Structure):

@@ -28,6 +28,7 @@ DOCUMENTS = [
 MODULES = [
     "ctm_fast",
     "ctm_fast.engine",
+    "ctm_fast.halting",
     "ctm_fast.ops",
     "ctm_fast.nn",
     "ctm_fast.models",
