@@ -3,6 +3,7 @@
 #   PYTHON=python3.12     the interpreter to make .venv with (found by itself otherwise; 3.11 or newer)
 #   VENV=/some/where      another place for it
 #   CONSTRAINTS=file      versions to install (constraints.txt pins torch); CONSTRAINTS= for none
+#   JOBS=4                processes that the tests are shared out to
 #   CTM_FAST_CUDA=on      build the CUDA module too (auto where a GPU is visible; on needs nvcc)
 #   GPU_RESULTS=dir       where gpu-check puts its results and logs
 #
@@ -17,6 +18,7 @@ GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -31,7 +33,7 @@ demo: $(VENV)/demo
 	$(PY) -m tasks.parity train --preset quick --overwrite
 
 test: $(VENV)/dev
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/dev
 	$(PY) -m pytest -m slow $(ARGS)
