@@ -51,21 +51,21 @@ void dots(int64_t width, int64_t tokens, const T* w, const T* rows, T* out) {
 // In place; an infinite or NaN score gives NaN weights as in the reference.
 template <class T>
 void softmax(int64_t tokens, T* w) {
-  T top = w[0];
-  for (int64_t l = 1; l < tokens; ++l) top = w[l] > top ? w[l] : top;
-  T total = 0;
-  int64_t l = 0;
-  for (; l + V<T> <= tokens; l += V<T>) {
-    const Vec<T> e = exp(load(w + l) - top);
-    store(w + l, e);
-    total += sum_lanes<T>(e);
+  Vec<T> tops = splat(w[0]), sum{};
+  for (int64_t l = 0; l < tokens; l += V<T>) {
+    const Vec<T> x = load_part(w + l, part<T>(tokens, l), w[0]);
+    tops = x > tops ? x : tops;
   }
-  if (l < tokens) {
-    const int left = static_cast<int>(tokens - l);
-    const Vec<T> e = exp(load_part(w + l, left) - top);
-    for (int i = 0; i < left; ++i) total += w[l + i] = e[i];
+  T top = tops[0];
+  for (int i = 1; i < V<T>; ++i) top = tops[i] > top ? tops[i] : top;
+  for (int64_t l = 0; l < tokens; l += V<T>) {
+    const int used = part<T>(tokens, l);
+    const Vec<T> e = exp(load_part(w + l, used, -std::numeric_limits<T>::infinity()) - top);
+    store_part(w + l, e, used);
+    sum += e;
   }
-  for (l = 0; l < tokens; ++l) w[l] /= total;
+  const T scale = T(1) / sum_lanes<T>(sum);
+  for (int64_t l = 0; l < tokens; ++l) w[l] *= scale;
 }
 
 }  // namespace

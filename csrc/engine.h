@@ -10,6 +10,9 @@
 // The caller has folded what is linear: the query's projections and scale into one map, the attention's
 // output projection and the values' bias into the first synapse layer, temperatures into the neuron-level
 // models. The keys' bias is left out: it moves all scores of a query alike.
+//
+// Weights may be narrower than the float32 that everything is computed in: they are widened while they are
+// read.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +27,14 @@ struct EngineSizes {
   int64_t pairs, classes, group, energy;       // S, C, predictions of one softmax, E (zero without head)
   int64_t stateful;                            // histories live on from call to call, no predictions
   int64_t threads;                             // each takes a share of the batch
+  int64_t weights;                             // WeightType
+};
+
+enum class WeightType : int64_t { f32, bf16, i8 };
+
+struct EngineMatrix {
+  const void* data;    // of the engine's WeightType
+  const float* scale;  // of each output, or null: int8 weights are multiples of it
 };
 
 enum class StageKind : int64_t { glu, silu, skip };
@@ -32,20 +43,22 @@ struct EngineStage {  // one linear map and what follows it, see synapse.h
   StageKind kind;
   int64_t width, inputs, source, skip;  // source, skip: stages before; a source of -1 reads the input
   float eps, outer_eps;
-  const float *weight, *bias;  // (width, or twice that before a GLU; inputs)
+  EngineMatrix weight;  // (width, or twice that before a GLU; inputs)
+  const float* bias;
   const float *norm, *norm_bias, *outer, *outer_bias;
 };
 
 // Copied by make. Null where the sizes have none of it. The first stage's weight is over [heads | z].
 struct EngineWeights {
-  const float *start, *start_post, *z0;                  // (M, D), (M, D) if stateful, else (D)
-  const float *query, *query_bias, *keys_values;         // (d, P), (d), (2 d, d)
-  const float *from_given, *given_bias;                  // (first stage's outputs, F), (outputs)
-  const float *w1, *b1, *w2, *b2;                        // as nlm.h has them, divided by their temperatures
-  const float* eps;                                      // of the LayerNorm before each layer, if normed
-  const float *action_factor, *factor;                   // exp(-decay), (P), (S)
-  const float *project, *project_bias;                   // (C, S), (C)
-  const float *energy, *energy_bias, *head, *head_bias;  // (E, S), (E), (E), (1)
+  const float *start, *start_post, *z0;             // (M, D), (M, D) if stateful, else (D)
+  EngineMatrix query, from_given, project, energy;  // (d, P), (first outputs, F), (C, S), (E, S)
+  const float *query_bias, *given_bias, *project_bias, *energy_bias;
+  const float* keys_values;             // (2 d, d)
+  EngineMatrix w1, w2;                  // as nlm.h has them, divided by their temperatures
+  const float *b1, *b2;                 // scales are (2 H, D), (2, D)
+  const float* eps;                     // of the LayerNorm before each layer, if normed
+  const float *action_factor, *factor;  // exp(-decay), (P), (S)
+  const float *head, *head_bias;        // (E), (1)
   const int32_t *action_left, *action_right, *left, *right;
 };
 

@@ -63,9 +63,10 @@ struct Ticks {
     float* out = s.keys + (set * s.capacity + b) * 2 * d * n().tokens;
     for (int64_t panel = 0; panel < panel_count<float>(L); ++panel) {
       const int64_t at = panel * P, left = L - at;
-      pack_panel(panel, L, d, tokens, d, 1, s.panels);
-      rows_of_panel<float, CTM_ROWS>(0, {2 * d, L, d}, s.net.keys_values, d, s.panels + at * d, nullptr, 0,
-                                     out + at, L, static_cast<int>(left < P ? left : P));
+      pack_panel<float>(panel, L, d, tokens, d, 1, s.panels);
+      rows_of_panels<float, CTM_ROWS, 1>(0, {2 * d, left < P ? left : P, d},
+                                         Rows<float>{s.net.keys_values, d, nullptr, 0, out + at, L},
+                                         Panels<float>{s.panels + at * d, P * d, nullptr});
     }
   }
 
@@ -127,7 +128,7 @@ struct Ticks {
 };
 
 int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w) {
-  Packer counting(nullptr);
+  Packer counting(nullptr, static_cast<WeightType>(n.weights));
   Net(n, stages, count, w, counting);
   return counting.used();
 }
@@ -148,7 +149,7 @@ class Engine {
  public:
   Engine(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w)
       : weights_(weights_size(n, stages, count, w)),
-        packer_(weights_.memory.data),
+        packer_(weights_.memory.data, static_cast<WeightType>(n.weights)),
         net_(n, stages, count, w, packer_),
         work_(n.threads * samples_size()) {
     for (int64_t i = 0; i < n.threads; ++i) {

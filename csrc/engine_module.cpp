@@ -39,7 +39,7 @@ class Buffers {
   size_t held_ = 0;
 };
 
-using Sizes = std::array<int64_t, 20>;  // the members of EngineSizes, in order
+using Sizes = std::array<int64_t, 21>;  // the members of EngineSizes, in order
 using Stage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double, double>;  // up to the weights
 using Counts = std::array<int64_t, 5>;                                 // batch, ticks, tokens, sets, given
 using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the members of EngineHalt
@@ -47,7 +47,10 @@ using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the me
 // The arrays of a constructor by name; what is missing counts as None.
 class Arrays {
  public:
-  explicit Arrays(const py::dict& named) : named_(named) {}
+  Arrays(const py::dict& named, int64_t weights) : named_(named), type_(static_cast<WeightType>(weights)) {
+    if (weights < 0 || type_ > WeightType::i8)
+      throw py::value_error("Engine: weights must be a WeightType, got " + std::to_string(weights));
+  }
 
   template <class T = float>
   const T* get(const std::string& name, int64_t count) {
@@ -57,8 +60,17 @@ class Arrays {
     return held_.back().get<const T>(name.c_str(), found, count);
   }
 
+  // `rows` rows, each with a scale where the weights are int8.
+  EngineMatrix matrix(const std::string& name, int64_t rows, int64_t columns) {
+    const int64_t count = rows * columns;
+    if (type_ == WeightType::i8) return {get<int8_t>(name, count), get(name + ".scale", rows)};
+    if (type_ == WeightType::bf16) return {get<uint16_t>(name, count), nullptr};
+    return {get(name, count), nullptr};
+  }
+
  private:
   const py::dict& named_;
+  const WeightType type_;
   std::list<Buffers> held_;
 };
 
@@ -70,7 +82,7 @@ EngineStage stage_of(const Stage& values, const std::string& name, Arrays& a) {
   s.eps = static_cast<float>(std::get<5>(values)), s.outer_eps = static_cast<float>(std::get<6>(values));
   const int64_t outputs = s.kind == StageKind::glu ? 2 * s.width : s.width;
   const int64_t outer = s.kind == StageKind::skip ? s.width : 0;
-  s.weight = a.get(name + "weight", outputs * s.inputs), s.bias = a.get(name + "bias", outputs);
+  s.weight = a.matrix(name + "weight", outputs, s.inputs), s.bias = a.get(name + "bias", outputs);
   s.norm = a.get(name + "norm", s.width), s.norm_bias = a.get(name + "norm_bias", s.width);
   s.outer = a.get(name + "outer", outer), s.outer_bias = a.get(name + "outer_bias", outer);
   return s;
@@ -84,15 +96,15 @@ EngineWeights weights_of(const EngineSizes& n, const std::vector<EngineStage>& s
   w.start = a.get("start", M * D);
   w.start_post = a.get("start_post", n.stateful ? M * D : 0);
   w.z0 = a.get("z0", n.stateful ? 0 : D);
-  w.query = a.get("query", n.width * n.action), w.query_bias = a.get("query_bias", n.width);
+  w.query = a.matrix("query", n.width, n.action), w.query_bias = a.get("query_bias", n.width);
   w.keys_values = a.get("keys_values", 2 * n.width * n.width);
-  w.from_given = a.get("from_given", outputs * n.features), w.given_bias = a.get("given_bias", outputs);
-  w.w1 = a.get("w1", M * 2 * H * D), w.b1 = a.get("b1", 2 * H * D);
-  w.w2 = a.get("w2", H * second), w.b2 = a.get("b2", second);
+  w.from_given = a.matrix("from_given", outputs, n.features), w.given_bias = a.get("given_bias", outputs);
+  w.w1 = a.matrix("w1", 2 * H * D, M), w.b1 = a.get("b1", 2 * H * D);
+  w.w2 = a.matrix("w2", second, H), w.b2 = a.get("b2", second);
   w.eps = a.get("eps", n.normed ? 1 + (n.deep != 0) : 0);
   w.action_factor = a.get("action_factor", n.action), w.factor = a.get("factor", n.pairs);
-  w.project = a.get("project", n.classes * n.pairs), w.project_bias = a.get("project_bias", n.classes);
-  w.energy = a.get("energy", n.energy * n.pairs), w.energy_bias = a.get("energy_bias", n.energy);
+  w.project = a.matrix("project", n.classes, n.pairs), w.project_bias = a.get("project_bias", n.classes);
+  w.energy = a.matrix("energy", n.energy, n.pairs), w.energy_bias = a.get("energy_bias", n.energy);
   w.head = a.get("head", n.energy), w.head_bias = a.get("head_bias", n.energy ? 1 : 0);
   w.action_left = a.get<int32_t>("action_left", n.action);
   w.action_right = a.get<int32_t>("action_right", n.action);
@@ -105,7 +117,7 @@ class EngineHandle {
  public:
   EngineHandle(const Sizes& sizes, const std::vector<Stage>& stages, const py::dict& named)
       : kernels_(*kernels().engine), n_(made<EngineSizes>(sizes)) {
-    Arrays arrays(named);
+    Arrays arrays(named, n_.weights);
     std::vector<EngineStage> found;
     for (const Stage& s : stages)
       found.push_back(stage_of(s, "stage" + std::to_string(found.size()) + ".", arrays));

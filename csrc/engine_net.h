@@ -6,16 +6,46 @@
 
 #include "engine.h"
 #include "linear_tile.h"
-#include "nlm_tile.h"
+#include "nlm_narrow.h"
 #include "synapse_rows.h"
 #include "sync_rows.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
 
+// Calls body with a value of the type that weights have.
+template <class Body>
+CTM_INLINE auto with_type(WeightType type, const Body& body) {
+  if (type == WeightType::bf16) return body(BFloat16{});
+  if (type == WeightType::i8) return body(int8_t{});
+  return body(float{});
+}
+
 struct Map {  // a linear map in panels (see linear.h)
+  WeightType type;
   int64_t outputs, inputs;
-  const float *blocks, *bias;
+  const void* blocks;
+  const float *scale, *bias;  // scales of whole panels
+
+  template <class W>
+  Panels<W> panels(int64_t first_input) const {
+    constexpr int64_t P = kPanel<float>;
+    return {static_cast<const W*>(blocks) + first_input * P, inputs * P, scale};
+  }
+};
+
+struct Models {  // neuron-level models in blocks
+  const void* blocks;
+  const float* affine;  // of narrow weights
+
+  template <class W>
+  auto block(const NlmSizes& n, int64_t i) const {
+    if constexpr (std::is_same_v<W, float>)
+      return BlockWeights<float>{n, static_cast<const float*>(blocks) + i * block_elements<float>(n)};
+    else
+      return NarrowWeights<W>{n, static_cast<const W*>(blocks) + i * NarrowWeights<W>::elements(n),
+                              affine + i * NarrowWeights<W>::affine_elements(n)};
+  }
 };
 
 struct Layer {
@@ -28,7 +58,7 @@ struct Layer {
 // Lays out weights one after the other; without memory it only counts.
 class Packer {
  public:
-  explicit Packer(float* data) { arena_.data = data; }
+  Packer(float* data, WeightType type) : type_(type) { arena_.data = data; }
   int64_t used() const { return arena_.used; }
 
   template <class U>
@@ -37,16 +67,40 @@ class Packer {
     if (to && from) copy(count, from, to);
     return to;
   }
-  Map map(int64_t outputs, int64_t inputs, const float* w, const float* bias) {
-    float* blocks = arena_.take(panel_count<float>(outputs) * kPanel<float> * inputs);
-    for (int64_t panel = 0; blocks && panel < panel_count<float>(outputs); ++panel)
-      pack_panel(panel, outputs, inputs, w, inputs, 1, blocks);
-    return {outputs, inputs, blocks, keep(outputs, bias)};
+  Map map(int64_t outputs, int64_t inputs, const EngineMatrix& m, const float* bias) {
+    const int64_t panels = panel_count<float>(outputs);
+    float* scale = arena_.take(type_ == WeightType::i8 ? panels * kPanel<float> : 0);
+    if (scale && m.scale) {
+      clear(scale, panels * kPanel<float>);
+      copy(outputs, m.scale, scale);
+    }
+    const void* blocks = with_type(type_, [&](auto type) -> const void* {
+      using W = decltype(type);
+      W* to = arena_.take<W>(panels * kPanel<float> * inputs);
+      for (int64_t panel = 0; to && panel < panels; ++panel)
+        pack_panel<float>(panel, outputs, inputs, static_cast<const W*>(m.data), inputs, 1, to);
+      return to;
+    });
+    return {type_, outputs, inputs, blocks, scale, keep(outputs, bias)};
   }
-  const float* models(const NlmSizes& n, const EngineWeights& w) {
-    float* packed = arena_.take(packed_elements<float>(n));
-    if (packed) pack_typed<float>(n, w.w1, w.b1, 1.0f, w.w2, w.b2, 1.0f, packed, 1);
-    return packed ? packed + kHeader<float> : nullptr;
+  Models models(const NlmSizes& n, const EngineWeights& w) {
+    return with_type(type_, [&](auto type) {
+      using W = decltype(type);
+      const W *w1 = static_cast<const W*>(w.w1.data), *w2 = static_cast<const W*>(w.w2.data);
+      if constexpr (std::is_same_v<W, float>) {
+        float* packed = arena_.take(packed_elements<float>(n));
+        if (packed) pack_typed<float>(n, w1, w.b1, 1.0f, w2, w.b2, 1.0f, packed, 1);
+        return Models{packed ? packed + kHeader<float> : nullptr, nullptr};
+      } else {
+        const int64_t blocks = block_count<float>(n);
+        W* data = arena_.take<W>(blocks * NarrowWeights<W>::elements(n));
+        float* affine = arena_.take(blocks * NarrowWeights<W>::affine_elements(n));
+        if (data)
+          pack_narrow<W>(n, {w1, w.b1, w.w1.scale, n.memory, n.hidden}, {w2, w.b2, w.w2.scale, n.hidden, 1},
+                         data, affine);
+        return Models{data, affine};
+      }
+    });
   }
   // 1 / sqrt(beta) of every tick (T, pairs), from beta = beta0 before the first.
   const float* roots(int64_t ticks, int64_t pairs, const float* factor, float beta0) {
@@ -59,6 +113,7 @@ class Packer {
   }
 
  private:
+  const WeightType type_;
   Arena<float> arena_;
 };
 
@@ -73,7 +128,8 @@ struct Net {
   std::vector<Layer> layers;
   Map query, from_given, project, energy;
   Pairs action, out;
-  const float *start, *start_post, *z0, *keys_values, *head, *head_bias, *models, *eps;
+  const float *start, *start_post, *z0, *keys_values, *head, *head_bias, *eps;
+  Models models;
 
   Net(const EngineSizes& sizes, const EngineStage* stages, int64_t count, const EngineWeights& w, Packer& p)
       : n(sizes), layers(static_cast<size_t>(count)) {

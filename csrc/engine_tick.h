@@ -10,24 +10,20 @@ namespace ctm::CTM_LEVEL {
 namespace {
 
 // y = init + x w over the inputs of a map from `first` on, to which x points.
-inline void apply(const Map& m, int64_t rows, int64_t first, const float* x, int64_t x_row, const float* init,
-                  int64_t init_row, float* y, int64_t y_row) {
-  constexpr int64_t P = kPanel<float>;
-  const int64_t stride = m.inputs * P;
-  const LinearSizes n = {rows, m.outputs, m.inputs - first};
-  const float* w = m.blocks + first * P;
-  int64_t at = 0;
-  for (; rows == 1 && at + kWide * P <= m.outputs; at += kWide * P, w += kWide * stride)
-    wide_tile(n.inputs, x, w, stride, init ? init + at : nullptr, y + at);
-  for (; at < m.outputs; at += P, w += stride) {
-    const int64_t left = m.outputs - at;
-    rows_of_panel<float, CTM_ROWS>(0, n, x, x_row, w, init ? init + at : nullptr, init_row, y + at, y_row,
-                                   static_cast<int>(left < P ? left : P));
-  }
+inline void apply(const Map& m, int64_t count, int64_t first, const Rows<float>& rows) {
+  constexpr int64_t P = kPanel<float>, step = kWide * P;  // panels that stay in the cache for all rows
+  with_type(m.type, [&](auto type) {
+    const auto panels = m.panels<decltype(type)>(first);
+    for (int64_t at = 0; at < m.outputs; at += step) {
+      const int64_t left = m.outputs - at;
+      const LinearSizes n = {count, left < step ? left : step, m.inputs - first};
+      rows_of_panels<float, CTM_ROWS, kWide>(0, n, rows.at(0, at), panels.at(at / P, P));
+    }
+  });
 }
 
 inline void apply(const Map& m, int64_t rows, const float* x, int64_t x_row, float* y) {
-  apply(m, rows, 0, x, x_row, m.bias, 0, y, m.outputs);
+  apply(m, rows, 0, {x, x_row, m.bias, 0, y, m.outputs});
 }
 
 // alpha = r alpha + z[left] z[right], s = alpha / sqrt(beta), for one row.
@@ -73,7 +69,7 @@ struct Tick {
     const int64_t K = net().recurrent();
     if (given < 0) return apply(m, rows, s.x, K, s.linear);
     const float* constant = s.constant + given * s.capacity * m.outputs;
-    apply(m, rows, n().width, s.z(0), K, constant, m.outputs, s.linear, m.outputs);
+    apply(m, rows, n().width, {s.z(0), K, constant, m.outputs, s.linear, m.outputs});
   }
 
   // From the input to pre-activations, left in `row` of every history.
@@ -107,15 +103,17 @@ struct Tick {
     const Masks<float> masks(sizes, {});
     const NlmStrides strides = {s.window(), 1, n().neurons};
     const float* x = s.history + row * n().neurons;
-    for (int64_t i = 0; i < block_count<float>(sizes); ++i)
-      for_each_tile<float, float, CTM_ROWS>(
-          sizes, masks, net().models + i * block_elements<float>(sizes), block_at<float>(sizes, i), s.models,
-          0, rows, [&](const auto& tile) {
-            if (n().normed)
-              normed_forward(tile, x, strides, net().eps, s.z(0), net().recurrent());
-            else
-              tile.forward(x, strides, s.z(0), net().recurrent());
-          });
+    with_type(net().query.type, [&](auto type) {
+      for (int64_t i = 0; i < block_count<float>(sizes); ++i)
+        for_each_tile<float, float, CTM_ROWS>(
+            sizes, masks, net().models.block<decltype(type)>(sizes, i), block_at<float>(sizes, i), s.models,
+            0, rows, [&](const auto& tile) {
+              if (n().normed)
+                normed_forward(tile, x, strides, net().eps, s.z(0), net().recurrent());
+              else
+                tile.forward(x, strides, s.z(0), net().recurrent());
+            });
+    });
   }
 
   // Tick t. A history is a ring of M rows that is written twice, M rows apart, so that every window is whole;

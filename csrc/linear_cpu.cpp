@@ -14,7 +14,7 @@ template <class T>
 void pack(int64_t outputs, int64_t inputs, const T* w, int64_t w_out, int64_t w_in, T* packed, int threads) {
   T* blocks = new_blocks(packed);
   parallel_for(threads, panel_count<T>(outputs),
-               [&](int64_t panel) { pack_panel(panel, outputs, inputs, w, w_out, w_in, blocks); });
+               [&](int64_t panel) { pack_panel<T>(panel, outputs, inputs, w, w_out, w_in, blocks); });
 }
 
 template <class T>
@@ -23,10 +23,11 @@ void run(LinearSizes n, const T* x, int64_t x_row, const T* packed, const T* ini
   constexpr int P = kPanel<T>;
   const T* blocks = blocks_of("linear", packed);
   const int team = n.rows * n.outputs * n.inputs < 65536 ? 1 : threads;
+  const Rows<T> rows = {x, x_row, init, init_row, y, y_row};
   parallel_for(team, panel_count<T>(n.outputs), [&](int64_t panel) {
     const int64_t at = panel * P, left = n.outputs - at;
-    rows_of_panel<T, CTM_ROWS>(0, n, x, x_row, blocks + at * n.inputs, init ? init + at : nullptr, init_row,
-                               y + at, y_row, static_cast<int>(left < P ? left : P));
+    const Panels<T> weights = {blocks + at * n.inputs, P * n.inputs, nullptr};
+    rows_of_panels<T, CTM_ROWS, 1>(0, {n.rows, left < P ? left : P, n.inputs}, rows.at(0, at), weights);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "linear.h"
+#include "narrow.h"
 #include "packed.h"
 #include "parallel.h"
 
@@ -42,89 +43,113 @@ void transpose_panel(int64_t inputs, int used, const T* from, int64_t w_out, T* 
   }
 }
 
-// Neither: element by element.
-template <class T>
-void gather_panel(int64_t inputs, int used, const T* from, int64_t w_out, int64_t w_in, T* to) {
+// Neither, or to another type: element by element.
+template <class T, class W>
+void gather_panel(int64_t inputs, int used, const W* from, int64_t w_out, int64_t w_in, W* to) {
   constexpr int P = kPanel<T>;
   for (int64_t k = 0; k < inputs; ++k)
-    for (int l = 0; l < P; ++l) to[k * P + l] = l < used ? from[l * w_out + k * w_in] : T(0);
+    for (int l = 0; l < P; ++l) to[k * P + slot<W>(l)] = l < used ? from[l * w_out + k * w_in] : W{};
 }
 
-// Panel `panel` of a map, w[n][k] at w + n * w_out + k * w_in.
-template <class T>
-void pack_panel(int64_t panel, int64_t outputs, int64_t inputs, const T* w, int64_t w_out, int64_t w_in,
-                T* blocks) {
+// Panel `panel` of a map, w[n][k] at w + n * w_out + k * w_in; weights W of sums in T.
+template <class T, class W>
+void pack_panel(int64_t panel, int64_t outputs, int64_t inputs, const W* w, int64_t w_out, int64_t w_in,
+                W* blocks) {
   constexpr int P = kPanel<T>;
-  T* to = blocks + panel * P * inputs;
-  const T* from = w + panel * P * w_out;
+  W* to = blocks + panel * P * inputs;
+  const W* from = w + panel * P * w_out;
   const int64_t left = outputs - panel * P;
   const int used = static_cast<int>(left < P ? left : P);
-  if (w_out == 1)
-    copy_panel(inputs, used, from, w_in, to);
-  else if (w_in == 1)
-    transpose_panel(inputs, used, from, w_out, to);
-  else
-    gather_panel(inputs, used, from, w_out, w_in, to);
+  if constexpr (std::is_same_v<T, W>) {
+    if (w_out == 1) return copy_panel(inputs, used, from, w_in, to);
+    if (w_in == 1) return transpose_panel(inputs, used, from, w_out, to);
+  }
+  gather_panel<T>(inputs, used, from, w_out, w_in, to);
 }
 
-// R rows of one panel: y = init + x w over inputs [0, inputs), in slices of kDepth.
-template <class T, int R>
-CTM_INLINE void tile(int64_t inputs, const T* x, int64_t x_row, const T* w, const T* init, int64_t init_row,
-                     T* y, int64_t y_row, int used) {
-  const int first = used < V<T> ? used : V<T>, second = used - first;
-  Vec<T> total[R][2];
-  CTM_UNROLL for (int r = 0; r < R; ++r) {
-    total[r][0] = init ? load_part(init + r * init_row, first) : Vec<T>{};
-    total[r][1] = init && second ? load_part(init + r * init_row + V<T>, second) : Vec<T>{};
+// Rows in and out of a map, the next one x_row, init_row and y_row further; init may be null.
+template <class T>
+struct Rows {
+  const T* x;
+  int64_t x_row;
+  const T* init;
+  int64_t init_row;
+  T* y;
+  int64_t y_row;
+
+  CTM_INLINE Rows at(int64_t row, int64_t output) const {
+    return {x + row * x_row,          x_row, init ? init + row * init_row + output : nullptr, init_row,
+            y + row * y_row + output, y_row};
   }
+};
+
+// Neighbouring panels, `stride` weights apart, and the scale of every output where they have one.
+template <class W>
+struct Panels {
+  const W* weights;
+  int64_t stride;
+  const float* scale;
+
+  CTM_INLINE Panels at(int64_t panel, int width) const {
+    return {weights + panel * stride, stride, kScaled<W> ? scale + panel * width : nullptr};
+  }
+};
+
+// R rows of N panels, of which `used` outputs count: y = init + x w over inputs [0, inputs), in slices of
+// kDepth. One row needs several panels at once, whose sums hide each other's latency.
+template <class T, int R, int N, class W>
+CTM_INLINE void tile(int64_t inputs, const Rows<T>& rows, const Panels<W>& panels, int64_t used) {
+  constexpr int P = kPanel<T>, A = 2 * N;
+  const auto lanes_of = [&](int i) { return used <= i * V<T> ? 0 : part<T>(used, i * V<T>); };
+  Vec<T> total[R][A];
+  CTM_UNROLL for (int r = 0; r < R; ++r) CTM_UNROLL for (int i = 0; i < A; ++i) total[r][i] =
+      rows.init ? load_part(rows.init + r * rows.init_row + i * V<T>, lanes_of(i)) : Vec<T>{};
   for (int64_t k0 = 0; k0 < inputs; k0 += kDepth) {
     const int64_t end = k0 + kDepth < inputs ? k0 + kDepth : inputs;
-    Vec<T> sum[R][2] = {};
+    Vec<T> sum[R][A] = {};
     for (int64_t k = k0; k < end; ++k) {
-      const Vec<T> a = load(w + k * kPanel<T>), b = load(w + k * kPanel<T> + V<T>);
+      Pair<T> w[N];
+      CTM_UNROLL for (int i = 0; i < N; ++i) w[i] = load_pair(panels.weights + i * panels.stride + k * P);
       CTM_UNROLL for (int r = 0; r < R; ++r) {
-        const T value = x[r * x_row + k];
-        sum[r][0] += value * a;
-        sum[r][1] += value * b;
+        const T value = rows.x[r * rows.x_row + k];
+        CTM_UNROLL for (int i = 0; i < N; ++i) {
+          sum[r][2 * i] += value * w[i].first;
+          sum[r][2 * i + 1] += value * w[i].second;
+        }
       }
     }
-    CTM_UNROLL for (int r = 0; r < R; ++r) total[r][0] += sum[r][0], total[r][1] += sum[r][1];
-  }
-  CTM_UNROLL for (int r = 0; r < R; ++r) {
-    store_part(y + r * y_row, total[r][0], first);
-    if (second) store_part(y + r * y_row + V<T>, total[r][1], second);
-  }
-}
-
-template <class T, int R>
-CTM_INLINE void rows_of_panel(int64_t row, const LinearSizes& n, const T* x, int64_t x_row, const T* w,
-                              const T* init, int64_t init_row, T* y, int64_t y_row, int used) {
-  for (; row + R <= n.rows; row += R)
-    tile<T, R>(n.inputs, x + row * x_row, x_row, w, init ? init + row * init_row : nullptr, init_row,
-               y + row * y_row, y_row, used);
-  if constexpr (R > 1) rows_of_panel<T, R / 2>(row, n, x, x_row, w, init, init_row, y, y_row, used);
-}
-
-constexpr int kWide = CTM_ROWS / 2;  // panels of one row at once, whose sums hide each other's latency
-
-// One row of kWide whole panels, `panel` elements apart: the sums of a tile, bit by bit.
-template <class T>
-CTM_INLINE void wide_tile(int64_t inputs, const T* x, const T* w, int64_t panel, const T* init, T* y) {
-  constexpr int N = 2 * kWide;
-  Vec<T> total[N];
-  CTM_UNROLL for (int i = 0; i < N; ++i) total[i] = init ? load(init + i * V<T>) : Vec<T>{};
-  for (int64_t k0 = 0; k0 < inputs; k0 += kDepth) {
-    const int64_t end = k0 + kDepth < inputs ? k0 + kDepth : inputs;
-    Vec<T> sum[N] = {};
-    for (int64_t k = k0; k < end; ++k) {
-      const T value = x[k];
-      CTM_UNROLL for (int i = 0; i < N; ++i) sum[i] +=
-          value * load(w + i / 2 * panel + k * kPanel<T> + i % 2 * V<T>);
+    CTM_UNROLL for (int r = 0; r < R; ++r) CTM_UNROLL for (int i = 0; i < A; ++i) {
+      if constexpr (kScaled<W>)
+        total[r][i] += sum[r][i] * load(panels.scale + i * V<T>);
+      else
+        total[r][i] += sum[r][i];
     }
-    CTM_UNROLL for (int i = 0; i < N; ++i) total[i] += sum[i];
   }
-  CTM_UNROLL for (int i = 0; i < N; ++i) store(y + i * V<T>, total[i]);
+  CTM_UNROLL for (int r = 0; r < R; ++r) CTM_UNROLL for (int i = 0; i < A; ++i)
+      store_part(rows.y + r * rows.y_row + i * V<T>, total[r][i], lanes_of(i));
 }
+
+// Rows [row, end), R at once, by N panels, then N / 2, ..., from output `at` on.
+template <class T, int R, int N, class W>
+CTM_INLINE void panels_of_rows(int64_t at, int64_t row, int64_t end, const LinearSizes& n,
+                               const Rows<T>& rows, const Panels<W>& panels) {
+  constexpr int P = kPanel<T>;
+  for (; at + (N - 1) * P < n.outputs; at += N * P)
+    for (int64_t r = row; r < end; r += R)
+      tile<T, R, N>(n.inputs, rows.at(r, at), panels.at(at / P, P), n.outputs - at);
+  if constexpr (N > 1) panels_of_rows<T, R, N / 2>(at, row, end, n, rows, panels);
+}
+
+// Rows from `row` on, by R, then R / 2, ...: a tile of R rows has as many as `Wide` / R panels.
+template <class T, int R, int Wide, class W>
+CTM_INLINE void rows_of_panels(int64_t row, const LinearSizes& n, const Rows<T>& rows,
+                               const Panels<W>& panels) {
+  const int64_t end = row + (n.rows - row) / R * R;
+  if (row < end) panels_of_rows<T, R, (Wide > R ? Wide / R : 1)>(0, row, end, n, rows, panels);
+  if constexpr (R > 1) rows_of_panels<T, R / 2, Wide>(end, n, rows, panels);
+}
+
+constexpr int kWide = CTM_ROWS / 2;  // panels of one row at once
 
 }  // namespace
 }  // namespace ctm::CTM_LEVEL

@@ -22,7 +22,7 @@ void forward_typed(const NlmSizes& n, const DropoutRows& drop, const T* packed, 
   const Masks<T> masks(n, drop);
   const T* blocks = blocks_of("nlm", packed);
   for_each_block<T>(n, 0, threads, [&](int64_t index, T* scratch, T*) {
-    const T* w = blocks + index * block_elements<T>(n);
+    const BlockWeights<T> w = {n, blocks + index * block_elements<T>(n)};
     for_each_tile<T, X, CTM_ROWS>(n, masks, w, block_at<T>(n, index), scratch, 0, n.rows,
                                   [&](const auto& tile) { tile.forward(x, s, z, z_row); });
   });
@@ -55,7 +55,7 @@ void backward_typed(const NlmSizes& n, const DropoutRows& drop, const T* packed,
   const T* blocks = blocks_of("nlm", packed);
   const bool apart = dpacked && n.rows > kChunkRows;
   for_each_block<T>(n, apart ? size : 0, threads, [&](int64_t index, T* scratch, T* part) {
-    const T* w = blocks + index * size;
+    const BlockWeights<T> w = {n, blocks + index * size};
     const Block block = block_at<T>(n, index);
     T* total = dpacked ? dpacked + kHeader<T> + index * size : nullptr;
     for (int64_t row = 0; row < n.rows; row += kChunkRows) {

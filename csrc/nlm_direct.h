@@ -26,7 +26,7 @@ struct Direct {
   static constexpr int V = lanes<T>;
 
   CTM_INLINE Tile<T, X, 1> tile(int i, int64_t row) const {
-    return {n, masks, nullptr, block_at<T>(n, first + i), row, scratch + i * n.memory * V};
+    return {n, masks, {n, nullptr}, block_at<T>(n, first + i), row, scratch + i * n.memory * V};
   }
   CTM_INLINE T* unit(int64_t out, int i) const { return scratch + (N * (n.memory + out) + i) * V; }
 

@@ -23,28 +23,31 @@ CTM_INLINE void normalise_lanes(int64_t count, int64_t step, T eps, T* x) {
 }
 
 // As Tile::forward, for the rows of one tile; eps of each layer.
-template <class T, int R>
-void normed_forward(const Tile<T, T, R>& tile, const T* x, const NlmStrides& s, const T* eps, T* z,
+template <class T, int R, class W>
+void normed_forward(const Tile<T, T, R, W>& tile, const T* x, const NlmStrides& s, const T* eps, T* z,
                     int64_t z_row) {
   const NlmSizes& n = tile.n;
   tile.gather(x, s);
   for (int r = 0; r < R; ++r) normalise_lanes(n.memory, R * V<T>, eps[0], tile.input + r * V<T>);
-  Vec<T> oa[R], og[R], a[R], g[R];
+  Vec<T> oa[R], og[R];
   if (n.deep) {
     for (int64_t h = 0; h < n.hidden; ++h) {
+      Vec<T> a[1][R], g[1][R];
       tile.layer1(h, a, g);
-      for (int r = 0; r < R; ++r) store(tile.hid(h, 0, r), a[r] * sigmoid(g[r]));
+      for (int r = 0; r < R; ++r) store(tile.hid(h, 0, r), a[0][r] * sigmoid(g[0][r]));
     }
-    for (int r = 0; r < R; ++r) {
-      normalise_lanes(n.hidden, 2 * R * V<T>, eps[1], tile.hid(0, 0, r));
-      oa[r] = load(tile.w2(n.hidden)), og[r] = load(tile.w2(n.hidden) + V<T>);
-      for (int64_t h = 0; h < n.hidden; ++h) {
-        oa[r] += load(tile.hid(h, 0, r)) * load(tile.w2(h));
-        og[r] += load(tile.hid(h, 0, r)) * load(tile.w2(h) + V<T>);
+    for (int r = 0; r < R; ++r) normalise_lanes(n.hidden, 2 * R * V<T>, eps[1], tile.hid(0, 0, r));
+    tile.begin(tile.w.b2(), oa, og);
+    for (int64_t h = 0; h < n.hidden; ++h) {
+      const Pair<T> weights = tile.w.w2(h);
+      for (int r = 0; r < R; ++r) {
+        oa[r] += load(tile.hid(h, 0, r)) * weights.first;
+        og[r] += load(tile.hid(h, 0, r)) * weights.second;
       }
     }
+    if constexpr (W::scaled) tile.finish(tile.w.s2(), tile.w.b2(), oa, og);
   } else {
-    tile.layer1(0, oa, og);
+    tile.linear(oa, og);
   }
   for (int r = 0; r < R; ++r) tile.store_z(z, z_row, r, oa[r] * sigmoid(og[r]));
 }

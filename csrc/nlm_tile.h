@@ -2,34 +2,12 @@
 // dropout masks. For nlm_cpu.cpp and the engine, compiled with them once per SIMD level.
 #pragma once
 
+#include "narrow.h"
 #include "nlm.h"
 #include "nlm_layout.h"
-#include "simd.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-CTM_INLINE float widen(float x) { return x; }
-CTM_INLINE double widen(double x) { return x; }
-CTM_INLINE float widen(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-CTM_INLINE void narrow(float value, float* out) { *out = value; }
-CTM_INLINE void narrow(double value, double* out) { *out = value; }
-CTM_INLINE void narrow(float value, BFloat16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const bool nan = value != value;
-  out->bits = nan ? uint16_t(0x7FC0) : static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
 
 template <class T>
 struct Masks {
@@ -54,12 +32,32 @@ struct Masks {
 template <class T>
 constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));
 
+// The weights of one block as they are packed for training. Pairs are the halves of a gated unit.
+template <class T>
+struct BlockWeights {
+  const NlmSizes& n;
+  const T* data;
+
+  static constexpr bool scaled = false;
+
+  CTM_INLINE const T* layer1(int64_t h) const { return data + h * (n.memory + 1) * 2 * V<T>; }
+  CTM_INLINE Pair<T> w1(int64_t h, int64_t m) const { return load_pair(layer1(h) + m * 2 * V<T>); }
+  CTM_INLINE Pair<T> b1(int64_t h) const { return w1(h, n.memory); }
+  CTM_INLINE Pair<T> w2(int64_t h) const { return load_pair(data + (layer1_vectors(n) + h * 2) * V<T>); }
+  CTM_INLINE Pair<T> b2() const { return w2(n.hidden); }
+  CTM_INLINE void prefetch(int64_t h, int64_t m) const {
+    const T* at = layer1(h) + m * 2 * V<T> + kAhead<T>;
+    __builtin_prefetch(at);
+    __builtin_prefetch(at + V<T>);
+  }
+};
+
 // The rows of one register tile of one block. Scratch: input [M][R], then for the backward hidden [H][2][R].
-template <class T, class X, int R>
+template <class T, class X, int R, class W = BlockWeights<T>>
 struct Tile {
   const NlmSizes& n;
   const Masks<T>& masks;
-  const T* w;  // packed weights of the block
+  W w;
   Block block;
   int64_t row;
   T* input;
@@ -67,8 +65,10 @@ struct Tile {
   uint32_t keys[R];  // of the rows' dropout masks
 
   static constexpr int V = lanes<T>;
+  // Hidden units at once: those of a row or two hide each other's latency.
+  static constexpr int kUnits = R < 4 ? 4 / R : 1;
 
-  CTM_INLINE Tile(const NlmSizes& n_, const Masks<T>& masks_, const T* w_, Block block_, int64_t row_,
+  CTM_INLINE Tile(const NlmSizes& n_, const Masks<T>& masks_, const W& w_, Block block_, int64_t row_,
                   T* scratch)
       : n(n_),
         masks(masks_),
@@ -82,8 +82,6 @@ struct Tile {
 
   CTM_INLINE Vec<T> in(int64_t m, int r) const { return load(input + (m * R + r) * V); }
   CTM_INLINE T* hid(int64_t h, int half, int r) const { return hidden + ((h * 2 + half) * R + r) * V; }
-  CTM_INLINE const T* w1(int64_t h) const { return w + h * (n.memory + 1) * 2 * V; }
-  CTM_INLINE const T* w2(int64_t h) const { return w + (layer1_vectors(n) + h * 2) * V; }
 
   CTM_INLINE void gather(const X* x, const NlmStrides& s) const {
     const X* base = x + row * s.row + block.first * s.neuron;
@@ -107,20 +105,39 @@ struct Tile {
           store(input + (m * R + r) * V, in(m, r) * masks.at(keys[r], m, block.first));
   }
 
-  // u = x w1 + b1 of hidden unit h: the two halves for all rows of the tile.
-  CTM_INLINE void layer1(int64_t h, Vec<T> (&a)[R], Vec<T> (&g)[R]) const {
-    const T* weights = w1(h);
-    const Vec<T> bias_a = load(weights + n.memory * 2 * V), bias_g = load(weights + (n.memory * 2 + 1) * V);
-    CTM_UNROLL for (int r = 0; r < R; ++r) a[r] = bias_a, g[r] = bias_g;
+  // u = x w1 + b1 of hidden units h, ..., h + U - 1: the two halves for all rows of the tile.
+  template <int U>
+  CTM_INLINE void layer1(int64_t h, Vec<T> (&a)[U][R], Vec<T> (&g)[U][R]) const {
+    CTM_UNROLL for (int u = 0; u < U; ++u) begin(w.b1(h + u), a[u], g[u]);
     for (int64_t m = 0; m < n.memory; ++m) {
-      __builtin_prefetch(weights + m * 2 * V + kAhead<T>);
-      __builtin_prefetch(weights + (m * 2 + 1) * V + kAhead<T>);
-      const Vec<T> wa = load(weights + m * 2 * V), wg = load(weights + (m * 2 + 1) * V);
+      Pair<T> weights[U];
+      CTM_UNROLL for (int u = 0; u < U; ++u) {
+        w.prefetch(h + u, m);
+        weights[u] = w.w1(h + u, m);
+      }
       CTM_UNROLL for (int r = 0; r < R; ++r) {
         const Vec<T> x = in(m, r);
-        a[r] += x * wa;
-        g[r] += x * wg;
+        CTM_UNROLL for (int u = 0; u < U; ++u) {
+          a[u][r] += x * weights[u].first;
+          g[u][r] += x * weights[u].second;
+        }
       }
+    }
+    if constexpr (W::scaled)
+      CTM_UNROLL for (int u = 0; u < U; ++u) finish(w.s1(h + u), w.b1(h + u), a[u], g[u]);
+  }
+
+  // Sums start from their bias; those of scaled weights are scaled before it is added.
+  CTM_INLINE static void begin(const Pair<T>& bias, Vec<T> (&a)[R], Vec<T> (&g)[R]) {
+    CTM_UNROLL for (int r = 0; r < R; ++r) {
+      a[r] = W::scaled ? Vec<T>{} : bias.first;
+      g[r] = W::scaled ? Vec<T>{} : bias.second;
+    }
+  }
+  CTM_INLINE static void finish(const Pair<T>& scale, const Pair<T>& bias, Vec<T> (&a)[R], Vec<T> (&g)[R]) {
+    CTM_UNROLL for (int r = 0; r < R; ++r) {
+      a[r] = a[r] * scale.first + bias.first;
+      g[r] = g[r] * scale.second + bias.second;
     }
   }
 
@@ -134,22 +151,38 @@ struct Tile {
   // backward.
   template <bool KEEP>
   CTM_INLINE void layers(Vec<T> (&oa)[R], Vec<T> (&og)[R]) const {
-    if (!n.deep) return layer1(0, oa, og);
-    CTM_UNROLL for (int r = 0; r < R; ++r) oa[r] = load(w2(n.hidden)), og[r] = load(w2(n.hidden) + V);
-    for (int64_t h = 0; h < n.hidden; ++h) {
-      Vec<T> a[R], g[R];
-      layer1(h, a, g);
-      const Vec<T> wa = load(w2(h)), wg = load(w2(h) + V);
+    if (!n.deep) return linear(oa, og);
+    begin(w.b2(), oa, og);
+    int64_t h = 0;
+    for (; h + kUnits <= n.hidden; h += kUnits) units<KEEP, kUnits>(h, oa, og);
+    if constexpr (kUnits > 1)
+      for (; h < n.hidden; ++h) units<KEEP, 1>(h, oa, og);
+    if constexpr (W::scaled) finish(w.s2(), w.b2(), oa, og);
+  }
+
+  CTM_INLINE void linear(Vec<T> (&oa)[R], Vec<T> (&og)[R]) const {
+    Vec<T> a[1][R], g[1][R];
+    layer1(0, a, g);
+    CTM_UNROLL for (int r = 0; r < R; ++r) oa[r] = a[0][r], og[r] = g[0][r];
+  }
+
+  // Adds what hidden units h, ..., h + U - 1 give to o.
+  template <bool KEEP, int U>
+  CTM_INLINE void units(int64_t h, Vec<T> (&oa)[R], Vec<T> (&og)[R]) const {
+    Vec<T> a[U][R], g[U][R];
+    layer1(h, a, g);
+    CTM_UNROLL for (int u = 0; u < U; ++u) {
+      const Pair<T> weights = w.w2(h + u);
       CTM_UNROLL for (int r = 0; r < R; ++r) {
-        const Vec<T> gate = sigmoid(g[r]);
+        const Vec<T> gate = sigmoid(g[u][r]);
         if constexpr (KEEP) {
-          store(hid(h, 0, r), a[r]);
-          store(hid(h, 1, r), gate);
+          store(hid(h + u, 0, r), a[u][r]);
+          store(hid(h + u, 1, r), gate);
         }
-        Vec<T> value = a[r] * gate;
-        if (masks.on()) value *= masks.at(keys[r], n.memory + h, block.first);
-        oa[r] += value * wa;
-        og[r] += value * wg;
+        Vec<T> value = a[u][r] * gate;
+        if (masks.on()) value *= masks.at(keys[r], n.memory + h + u, block.first);
+        oa[r] += value * weights.first;
+        og[r] += value * weights.second;
       }
     }
   }
@@ -179,11 +212,11 @@ struct Tile {
     if (!n.deep) return;
     T* dw2 = dw ? dw + layer1_vectors(n) * V : nullptr;
     for (int64_t h = 0; h < n.hidden; ++h) {
-      const Vec<T> wa = load(w2(h)), wg = load(w2(h) + V);
+      const Pair<T> weights = w.w2(h);
       Vec<T> dwa{}, dwg{};
       CTM_UNROLL for (int r = 0; r < R; ++r) {
         const Vec<T> a = load(hid(h, 0, r)), gate = load(hid(h, 1, r));
-        Vec<T> value = a * gate, grad = oa[r] * wa + og[r] * wg;
+        Vec<T> value = a * gate, grad = oa[r] * weights.first + og[r] * weights.second;
         if (masks.on()) {
           const Vec<T> keep = masks.at(keys[r], n.memory + h, block.first);
           value *= keep;
@@ -245,7 +278,7 @@ struct Tile {
   CTM_INLINE void input_gradient_part(T* dx, const NlmStrides& s, int r0, int64_t m0) const {
     Vec<T> sum[G][S] = {};
     for (int64_t h = 0; h < n.hidden; ++h) {
-      const T* weights = w1(h) + m0 * 2 * V;
+      const T* weights = w.layer1(h) + m0 * 2 * V;
       CTM_UNROLL for (int j = 0; j < S; ++j) {
         const Vec<T> wa = load(weights + j * 2 * V), wg = load(weights + (j * 2 + 1) * V);
         CTM_UNROLL for (int r = 0; r < G; ++r) {
@@ -277,10 +310,10 @@ struct Tile {
 };
 
 // Calls run(Tile) for tiles of R, R/2, ..., 1 rows until rows [row, end) are done.
-template <class T, class X, int R, class Run>
-CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const T* w, const Block& block,
+template <class T, class X, int R, class W, class Run>
+CTM_INLINE void for_each_tile(const NlmSizes& n, const Masks<T>& masks, const W& w, const Block& block,
                               T* scratch, int64_t row, int64_t end, const Run& run) {
-  for (; row + R <= end; row += R) run(Tile<T, X, R>(n, masks, w, block, row, scratch));
+  for (; row + R <= end; row += R) run(Tile<T, X, R, W>(n, masks, w, block, row, scratch));
   if constexpr (R > 1) for_each_tile<T, X, R / 2>(n, masks, w, block, scratch, row, end, run);
 }
 

@@ -22,6 +22,7 @@ from ctm_fast.engine import agreement, extract
 from ctm_fast.engine.engine import Engine, State
 from ctm_fast.engine.halt import EngineResult, Halt, Reason
 from ctm_fast.engine.inputs import as_array
+from ctm_fast.engine.weights import FLOAT32
 from ctm_fast.halting import halted
 
 WARM_UPS = 3
@@ -41,9 +42,13 @@ class CudaEngine(Engine):
 
     _native: Any  # the histories of a stateful model
 
-    def __init__(self, model: nn.Module, example_inputs: Any, threads: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = FLOAT32
+    ) -> None:
         if threads != 1:
             raise ValueError(f"Engine: threads must be 1 for a model on a GPU, got {threads}")
+        if weights != FLOAT32:
+            raise ValueError(f"Engine: weights must be float32 for a model on a GPU, got {weights!r}")
         example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         self._recipe, _ = extract.extract(model, example)
         self._model = copy.deepcopy(model).requires_grad_(False)

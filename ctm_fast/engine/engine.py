@@ -9,6 +9,7 @@ import numpy as np
 
 from ctm_fast import _C
 from ctm_fast.engine import file
+from ctm_fast.engine import weights as widths
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
 from ctm_fast.engine.inputs import Inputs, as_array, check, chosen, from_arrays
 from ctm_fast.engine.recipe import Recipe
@@ -24,6 +25,10 @@ DEVICE = "cuda"
 class Engine:
     """A CTM in inference: all ticks in one native call, on the CPU in float32.
 
+    Attributes:
+        difference: what narrow weights change on the example, measured when the engine was made of a model; None of
+            float32 weights, and of an engine from a file: ``python -m ctm_fast.engine compare`` reports it there.
+
     Weights are packed once. A call allocates no native memory, takes no lock and leaves the GIL; it runs on the
     calling thread and, with more ``threads``, on others that share the batch. An engine runs one call at a time:
     threads that call at once need one each.
@@ -34,6 +39,10 @@ class Engine:
         example_inputs: arguments of its forward, a tensor or a tuple of them, with the largest batch, number of
             tokens and ticks that the engine will see. The model's and the engine's results for them must agree.
         threads: at least 1.
+        weights: "float32"; or "bfloat16" (rounded to nearest) or "int8" (one scale for each output, of neuron-level
+            models for each neuron's outputs), where a tick takes as long as reading its weights. They are widened while
+            they are read: activations and sums stay float32. With these, the float32 engine is compared with the model
+            and then the narrow one with it.
 
     Call an engine with torch tensors as the model: what lies before the recurrent part runs in torch, in the model. Or
     with NumPy arrays, as an engine from a file is called:
@@ -50,16 +59,30 @@ class Engine:
         TypeError, ValueError: "Engine: argument must ..., got ...".
     """
 
+    difference: widths.Difference | None = None
+
     def __new__(cls, model: Any, *_: Any, **__: Any) -> Engine:
         return object.__new__(_class_for(model) if cls is Engine else cls)
 
-    def __init__(self, model: nn.Module, example_inputs: Any, threads: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = widths.FLOAT32
+    ) -> None:
         from ctm_fast.engine import agreement, extract
 
+        widths.check("Engine", weights)
         example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         recipe, features = extract.extract(model, example)
         self._prepare(recipe, features, threads)
         agreement.verify(self, model, example)
+        if weights != widths.FLOAT32:
+            self._narrow(weights, example)
+
+    def _narrow(self, width: str, example: tuple[Any, ...]) -> None:
+        from ctm_fast.engine import compare
+
+        exact = compare.results(self, example)
+        self._prepare(self._recipe.narrowed(width), self._features, self._threads)
+        self.difference = compare.difference(exact, compare.results(self, example), self._recipe.sizes.group)
 
     @classmethod
     def _from_recipe(cls, recipe: Recipe, threads: int) -> Engine:
@@ -70,8 +93,8 @@ class Engine:
     def _prepare(self, recipe: Recipe, features: Callable[..., Inputs] | None, threads: int) -> None:
         if threads < 1:
             raise ValueError(f"Engine: threads must be at least 1, got {threads}")
-        self._recipe, self._features = recipe, features
-        sizes = (*recipe.sizes, min(threads, recipe.sizes.batch))
+        self._recipe, self._features, self._threads = recipe, features, threads
+        sizes = (*recipe.sizes, min(threads, recipe.sizes.batch), widths.WIDTHS.index(recipe.weights))
         self._native = _C.Engine(sizes, recipe.native_stages(), recipe.arrays)
         self._batch = recipe.sizes.batch  # of the state
         self.computed = 0
@@ -80,6 +103,11 @@ class Engine:
     def kind(self) -> str:
         """What the model is: "base", "sort", "qamnist" or "rl"."""
         return self._recipe.kind
+
+    @property
+    def weights(self) -> str:
+        """Their width: "float32", "bfloat16" or "int8"."""
+        return self._recipe.weights
 
     def __call__(self, *inputs: Any, halt: Halt | None = None) -> EngineResult:
         """Run all ticks, or until every sample has halted.
@@ -229,7 +257,10 @@ class Engine:
         return EngineResult(None, None, None, synchronisation, used, np.zeros_like(used))
 
     def save(self, path: PathLike) -> None:
-        """Write the engine to one file in safetensors layout, under its name only once it is whole."""
+        """Write the engine to one file in safetensors layout, under its name only once it is whole.
+
+        Weights have their width there too.
+        """
         file.write(path, self._recipe)
 
 
@@ -248,11 +279,19 @@ def _by_sample(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 2, 0)
 
 
-def load(path: PathLike, threads: int = 1) -> Engine:
+def load(path: PathLike, threads: int = 1, weights: str | None = None) -> Engine:
     """Read an engine that :meth:`Engine.save` wrote.
+
+    Args:
+        threads: at least 1.
+        weights: the width to convert float32 weights to, see :class:`Engine`; None keeps that of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or not of an engine.
+        ValueError: the file is damaged, or not of an engine, or has narrow weights of another width.
     """
-    return Engine._from_recipe(file.read(path), threads)
+    recipe = file.read(path)
+    if weights is not None:
+        widths.check("load", weights)
+        recipe = recipe.narrowed(weights)
+    return Engine._from_recipe(recipe, threads)

@@ -13,7 +13,9 @@ from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
 from ctm_fast.files import PathLike, replacing
 
 FORMAT, VERSION = "ctm_fast.engine", "1"
-DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "BF16": np.dtype("<u2"), "I8": np.dtype("i1")
+}  # fmt: skip
 LENGTH_BYTES = 8
 ALIGNMENT = 64
 MOST_HEADER_BYTES = 1 << 24
@@ -22,7 +24,7 @@ MOST_HEADER_BYTES = 1 << 24
 def write(path: PathLike, recipe: Recipe) -> None:
     """Write under a temporary name beside ``path``, then rename."""
     config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
-    config["stages"] = [stage._asdict() for stage in recipe.stages]
+    config |= {"stages": [stage._asdict() for stage in recipe.stages], "weights": recipe.weights}
     header: dict[str, Any] = {
         "__metadata__": {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
     }
@@ -90,7 +92,9 @@ def _array(data: bytes, start: int, entry: dict[str, Any]) -> np.ndarray:
 def _recipe(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recipe:
     sizes = Sizes(**{name: int(value) for name, value in config["sizes"].items()})
     stages = tuple(_stage(**stage) for stage in config["stages"])
-    return Recipe(str(config["kind"]), int(config["iterations"]), sizes, stages, arrays)
+    return Recipe(
+        str(config["kind"]), int(config["iterations"]), sizes, stages, arrays, str(config["weights"])
+    )
 
 
 def _stage(kind: str, eps: float, outer_eps: float, **sizes: int) -> Stage:

@@ -1,4 +1,4 @@
-"""What an engine is made of: sizes, synapse stages and float32 arrays, the contents of its file.
+"""What an engine is made of: sizes, synapse stages and arrays, the contents of its file.
 
 Letters: B batch, T ticks, D neurons, M memory length, H hidden width, d input width, L tokens, K sets of tokens,
 G given inputs of width F, P action pairs, S output pairs, C predictions, E energy width.
@@ -6,10 +6,12 @@ G given inputs of width F, P action pairs, S output pairs, C predictions, E ener
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+
+from ctm_fast.engine import weights as widths
 
 KINDS = ("base", "sort", "qamnist", "rl")
 STAGES = ("glu", "silu", "skip")  # in the order of csrc/engine.h
@@ -69,6 +71,26 @@ class Recipe:
     sizes: Sizes
     stages: tuple[Stage, ...]
     arrays: dict[str, np.ndarray]
+    weights: str = widths.FLOAT32
+
+    def narrowed(self, width: str) -> Recipe:
+        """The same with weights of this width.
+
+        Raises:
+            ValueError: they are narrow already, or not finite.
+        """
+        if width == self.weights:
+            return self
+        if self.weights != widths.FLOAT32:
+            raise ValueError(
+                f"Engine: weights must be {self.weights}, as they are in its file, got {width!r}"
+            )
+        return replace(self, weights=width, arrays=widths.narrowed(self.arrays, width))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(x.nbytes for x in self.arrays.values())
 
     def native_stages(self) -> list[tuple[int, int, int, int, int, float, float]]:
         """As the extension takes them."""
@@ -76,7 +98,7 @@ class Recipe:
 
 
 def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
-    """Shape of every array by name; those of ``INDICES`` are int32, all others float32."""
+    """Shape of every array by name, without scales; those of ``INDICES`` are int32."""
     n = sizes
     found: Shapes = {"start": (n.memory, n.neurons), "w1": (n.memory, 2 * n.hidden, n.neurons)}
     found |= {"b1": (n.neurons, 2 * n.hidden), "factor": (n.pairs,), "left": (n.pairs,), "right": (n.pairs,)}
@@ -128,18 +150,21 @@ def reason_against(recipe: Recipe) -> str | None:
     if reason := _against_stages(n, stages):
         return reason
     shapes = shapes_of(n, stages)
+    if recipe.weights not in widths.WIDTHS:
+        return "weights of an unknown width"
+    if recipe.weights == widths.INT8:
+        shapes |= widths.scale_shapes(shapes)
     if shapes.keys() != recipe.arrays.keys():
         different = sorted(shapes.keys() ^ recipe.arrays.keys())
         return f"missing or further arrays: {', '.join(different[:5])}"
     for name, shape in shapes.items():
-        found, dtype = recipe.arrays[name], np.int32 if name in INDICES else np.float32
+        dtype = np.dtype(np.int32) if name in INDICES else widths.dtype_of(name, recipe.weights)
+        found = recipe.arrays[name]
         if found.shape != shape or found.dtype != dtype:
-            return (
-                f"{name} of shape {found.shape} and {found.dtype} where {shape} and {np.dtype(dtype)} belong"
-            )
+            return f"{name} of shape {found.shape} and {found.dtype} where {shape} and {dtype} belong"
         if name in INDICES and found.size and (found.min() < 0 or found.max() >= n.neurons):
             return f"{name} outside [0, {n.neurons})"
-    return None
+    return widths.reason_against_scales(recipe.arrays)
 
 
 def _against_kind(recipe: Recipe) -> str | None:
