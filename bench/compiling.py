@@ -28,17 +28,19 @@ FIRST_LIMIT_SECONDS = 300
 def outcome(row: Row, seed: int) -> dict[str, Any]:
     """{"seconds": compile time}, or {"failed": why}: over the limit, or no working compiler."""
     first = _first()
-    return first if "failed" in first else _tried((row.name, seed, torch.get_num_threads()), LIMIT_SECONDS)
+    arguments = (row.name, seed, torch.get_num_threads())
+    return first if "failed" in first else tried("bench.compiling", arguments, LIMIT_SECONDS)
 
 
 @functools.cache
 def _first() -> dict[str, Any]:
     """The outcome of the work that is done once per machine."""
-    return _tried((), FIRST_LIMIT_SECONDS)
+    return tried("bench.compiling", (), FIRST_LIMIT_SECONDS)
 
 
-def _tried(arguments: Sequence[object], limit: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.compiling", *map(str, arguments)]
+def tried(module: str, arguments: Sequence[object], limit: float) -> dict[str, Any]:
+    """What ``python -m module arguments`` prints as JSON, or {"failed": why}; stopped after ``limit`` seconds."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:

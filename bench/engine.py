@@ -1,4 +1,4 @@
-"""Rows of the engine: the recurrent part of a CTM in inference; and the latency of a call, ``python -m bench.engine``.
+"""Rows of the engine: the recurrent part of a CTM in inference. ``python -m bench.engine`` also measures latencies.
 
 Every provider is fed what the recurrent part reads: tokens behind the key-value projection, or features behind the
 backbone. Letters: B batch, T ticks, D neurons, M memory length, L tokens.
@@ -6,29 +6,21 @@ backbone. Letters: B batch, T ticks, D neurons, M memory length, L tokens.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import ctm_fast
-from bench import machine, models, timing
+from bench import exporting, models
 from bench.baselines import compiled, ctm, rl
-from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Json, Provider, Row, Targets, inferred
+from bench.row import NO_TARGETS, OWN, REFERENCE, STRONG, Case, Provider, Row, Targets, inferred
 from ctm_fast.models import Agent, ContinuousThoughtMachineRL, presets
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-LEAST_CALLS = 10_000  # for a p99.9
-RESULTS = Path("outputs") / "bench-engine.json"
-
+BATCH = 16  # that a server may collect
 CARTPOLE_5 = models.Config("cartpole 5 ticks", "cartpole_ctm_5", ("rl",), 64, models.CARTPOLE.loss)
 AIMED = (
     (models.PARITY, Targets(reference=15)), (models.CIFAR10, Targets(reference=20)),
@@ -95,6 +87,30 @@ class Problem:
         forward = torch.compile(ContinuousThoughtMachineRL.published_forward)
         return _flat(forward(self.model, self.x, self.state))
 
+    def exported(self) -> exporting.Exportable:
+        """The reference's tick, the loop around it as published; of a model for RL the whole forward."""
+        if self.stateful:
+            arguments = (self.x, *(x.detach() for x in self.state))
+            return exporting.Exportable(
+                _Whole(self.model), arguments, lambda run: inferred(lambda: run(*arguments))
+            )
+        given: list[tuple[Tensor, ...]] = []
+
+        def first(model: Any, kv: Tensor, z: Tensor, trace: Tensor, action: Any, out: Any, r: Any) -> Any:
+            given.append((kv, z, trace, *action, *out, *r))
+            return compiled.base_tick(model, kv, z, trace, action, out, r)
+
+        def provider(run: exporting.Run) -> Provider:
+            def tick(_: Any, kv: Tensor, z: Tensor, trace: Tensor, action: Any, out: Any, r: Any) -> Any:
+                z, trace, a0, a1, o0, o1, *read = run(kv, z, trace, *action, *out, *r)
+                return z, trace, (a0, a1), (o0, o1), *read
+
+            return inferred(lambda: compiled.base(self.model, self.x, tick=tick))
+
+        with torch.no_grad(), ctm_fast.use_backend("reference"):
+            compiled.base(self.model, self.x, tick=first)
+        return exporting.Exportable(_Tick(self.model), tuple(x.clone() for x in given[0]), provider)
+
     def weight_bytes(self) -> tuple[int, int]:
         """Bytes of weights that a call reads, tick by tick, and bytes of all weights."""
         recipe = self.engine._recipe
@@ -109,6 +125,42 @@ class _AgentOf:
 
     def __init__(self, model: Any) -> None:
         self.recurrent_model = model
+
+
+class _Whole(nn.Module):
+    """A step of a model for RL: output and histories."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, pre: Tensor, post: Tensor) -> list[Tensor]:
+        return _flat(self.model.published_forward(x, (pre, post)))
+
+
+class _Tick(nn.Module):
+    """``bench.baselines.compiled.base_tick`` on flat tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        kv: Tensor,
+        z: Tensor,
+        trace: Tensor,
+        a0: Tensor,
+        a1: Tensor,
+        o0: Tensor,
+        o1: Tensor,
+        r0: Tensor,
+        r1: Tensor,
+    ) -> list[Tensor]:
+        z, trace, action, out, *read = compiled.base_tick(
+            self.model, kv, z, trace, (a0, a1), (o0, o1), (r0, r1)
+        )
+        return [z, trace, *action, *out, *read]
 
 
 def _itself(x: Tensor) -> Tensor:
@@ -130,89 +182,21 @@ def case(config: models.Config, batch: int) -> Case:
     p = Problem(config, batch)
     providers = {name: inferred(run) for name, run in ((REFERENCE, p.reference), (STRONG, p.strong))}
     own = Provider(p.call(), lambda: [*p.own()])
-    return Case({**providers, OWN: own}, lambda: inferred(p.compiled))
+    return Case({**providers, OWN: own}, lambda: inferred(p.compiled), exported=p.exported())
 
 
 def rows() -> list[Row]:
     """One sample, where a control loop is, and the batch that a server may collect."""
     one = [_row(config, 1, targets) for config, targets in AIMED]
-    return one + [_row(config, 16, NO_TARGETS) for config, _ in AIMED]
+    return one + [_row(config, BATCH, NO_TARGETS) for config, _ in AIMED]
 
 
 def _row(config: models.Config, batch: int, targets: Targets) -> Row:
     name, words = f"{config.title} B{batch}", (*config.words, "engine")
-    return Row("engine", name, words, partial(case, config, batch), targets)
-
-
-def latencies(run: Callable[[], object], calls: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of every call, and of an empty loop of the same median length between them, (calls,) each."""
-    for _ in range(max(3, calls // 100)):
-        run()
-    length = float(np.median([timing.seconds_per_call(run, 1) for _ in range(max(5, calls // 100))]))
-    own, empty = np.empty(calls), np.empty(calls)
-    with timing.only_new_garbage():
-        for i in range(calls):
-            own[i] = timing.seconds_per_call(run, 1)
-            empty[i] = timing.seconds_per_call(partial(_spin, length), 1)
-    return own, empty
-
-
-def _spin(seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
-
-
-def read_rate(count: int) -> float:
-    """Bytes/s at which this thread sums ``count`` bytes, again and again: what a cache of that size gives."""
-    x = torch.zeros(max(count // 4, 1))
-    repetitions = max(3, 20_000_000 // count)
-    return count / min(timing.seconds_per_call(x.sum, repetitions) for _ in range(5))
-
-
-def measure(config: models.Config, calls: int) -> Json:
-    """Latency of one model at batch 1, in microseconds, and its share of what reading its weights takes."""
-    torch.manual_seed(0)
-    problem = Problem(config, 1)
-    own, empty = latencies(problem.call(), calls)
-    total, every = problem.weight_bytes()
-    floor = total / read_rate(every)
-    found: Json = {"name": config.title, "calls": calls, "load": machine.load(), "weight_bytes": total}
-    names = {name: q for name, q in QUANTILES.items() if q != 0.999 or calls >= LEAST_CALLS}
-    for kind, seconds in (("engine", own), ("spin", empty)):
-        found[kind] = {name: float(np.quantile(seconds, q)) * 1e6 for name, q in names.items()}
-    return {**found, "floor": floor * 1e6, "share": floor / float(np.median(own))}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print one line a model and write all as JSON."""
-    command = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__)
-    command.add_argument("names", nargs="*", help="models by their word or title, all by default")
-    command.add_argument("--calls", type=int, default=LEAST_CALLS, help="calls of each model")
-    command.add_argument("--out", type=Path, default=RESULTS, help="JSON file")
-    options = command.parse_args(arguments)
-    torch.set_num_threads(1)
-    chosen = [c for c, _ in AIMED if not options.names or {c.title, *c.words} & {*options.names}]
-    if not chosen or options.calls < 1:
-        command.error("names must be titles or words of models, calls at least 1")
-    results = []
-    for config in chosen:
-        results.append(measure(config, options.calls))
-        sys.stdout.write(line(results[-1]) + "\n")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine.describe(None), "rows": results}, indent=1) + "\n")
-    return 0
-
-
-def line(result: Json) -> str:
-    """One model's latencies as text."""
-    times = ", ".join(f"{name} {value:.1f}" for name, value in result["engine"].items())
-    spread = ", ".join(f"{name} {value:.1f}" for name, value in result["spin"].items())
-    return (
-        f"{result['name']}: {times} us over {result['calls']} calls (empty loop: {spread}); reading the weights "
-        f"takes {result['floor']:.1f} us, {result['share']:.0%} of it"
-    )
+    return Row("engine", name, words, partial(case, config, batch), targets, compiles=batch == 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bench import engine_run
+
+    sys.exit(engine_run.main())

@@ -122,7 +122,7 @@ def markdown(results: Json) -> str:
     rows = results["rows"]
     one = [row for row in rows if row["threads"] == 1]
     aimed = [row for row in one if any(row["targets"].values())]
-    models = [row for row in aimed if row["kind"].startswith(("train", "infer"))]
+    models = [row for row in aimed if row["kind"].startswith(("train", "infer", "engine"))]
     ops = [row for row in aimed if row not in models]
     parts = [machine_line(results["machine"]) + "; one thread.", _table(models)]
     marks = ", ".join(targets(row) for row in ops)

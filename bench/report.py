@@ -15,13 +15,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench import gpu_render, results
+from bench import engine_render, gpu_render, results
 from bench.render import markdown, times
 from bench.row import COMPILED, REFERENCE, STRONG
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-TABLE, GPU_TABLE = "bench:table", "bench:gpu"  # names of the comments around them
+TABLE, GPU_TABLE, ENGINE_TABLE = (
+    "bench:table",
+    "bench:gpu",
+    "bench:engine",
+)  # names of the comments around them
 NO_GPU = "No GPU has been measured: `make gpu-check` on a machine with one writes the results this table is drawn from."
 COLOURS = {REFERENCE: "#31688e", STRONG: "#9fc5c9", COMPILED: "#e0a458"}
 TARGET_KEYS = {REFERENCE: "reference", STRONG: "strong"}
@@ -52,6 +56,7 @@ def _panels(rows: Sequence[Json]) -> list[tuple[str, list[Json]]]:
         "memories": ("ntm-", "dnc-"),
         "training of models": "train",
         "inference of models": "infer",
+        "the engine": "engine",
     }
     found = [(title, [row for row in rows if row["kind"].startswith(p)]) for title, p in prefixes.items()]
     named = [row["name"] for _, part in found for row in part]
@@ -149,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"report: RESULTS must be of a processor, got those of a GPU in {chosen}")
         text = put_table(options.readme.read_text(), markdown(found))
         text = put_table(text, gpu_tables(RESULTS), GPU_TABLE)
+        if found.get("latency"):
+            text = put_table(text, engine_render.markdown(found), ENGINE_TABLE)
         write_figure(found, options.figure)
         options.readme.write_text(text)
     except OSError as error:

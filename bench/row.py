@@ -70,6 +70,7 @@ class Case:
         least_bytes: as ``moved_bytes`` where products are counted too; for the floor on a GPU.
         leaves: what gradients are left in; cleared before peak memory is taken.
         captured: makes what runs the work in a CUDA graph, after ``ctm_fast.capture``.
+        exported: what ``bench.exporting`` exports of the model; None where it does not.
         native: makes what runs it on the backend "native" where that is not the default; ``RuntimeError`` where it
             cannot.
     """
@@ -85,6 +86,7 @@ class Case:
     leaves: Sequence[Tensor] = ()
     captured: Callable[[], Provider] | None = None
     native: Callable[[], Provider] | None = None
+    exported: Any = None
 
 
 class Targets(NamedTuple):
@@ -208,7 +210,11 @@ def heading(row: Row, seed: int) -> Json:
 
 
 def measure(
-    row: Row, seed: int, effort: timing.Effort, compile_outcome: Callable[[Row, int], Json] | None = None
+    row: Row,
+    seed: int,
+    effort: timing.Effort,
+    compile_outcome: Callable[[Row, int], Json] | None = None,
+    exported: Callable[[Case], dict[str, Provider]] | None = None,
 ) -> Json:
     """The row's result as JSON types; a refused row carries "refused" with the estimate and no times.
 
@@ -217,6 +223,7 @@ def measure(
         seed: of the inputs and weights.
         effort: how long.
         compile_outcome: compiles the row's baseline elsewhere, see ``bench.compiling``; None leaves it out.
+        exported: further providers of a case, see ``bench.exporting``.
     """
     result = heading(row, seed)
     with timing.only_new_garbage():
@@ -231,7 +238,9 @@ def measure(
         if compile_outcome is not None and row.compiles:
             result["compile"] = compile_outcome(row, seed)
             if "seconds" in result["compile"]:
-                _add_compiled(case, checked)
+                _add(case, checked, COMPILED, case.compiled())
+        for name, provider in (exported(case) if exported else {}).items():
+            _add(case, checked, name, provider)
         rates = machine.rates()
         runs = {name: provider.run for name, provider in case.providers.items()}
         samples = timing.interleave(runs, effort, checked.seconds)
@@ -251,15 +260,14 @@ def kept_bytes(
     return {"live": live, "hooks": hook_bytes(forward, case.excluded) if hooks else None}
 
 
-def _add_compiled(case: Case, checked: Checked) -> None:
-    provider = case.compiled()
+def _add(case: Case, checked: Checked, name: str, provider: Provider) -> None:
     expected = case.providers[REFERENCE].check()
-    checked.errors[COMPILED] = agreed(COMPILED, expected, provider.check())
+    checked.errors[name] = agreed(name, expected, provider.check())
     provider.run()  # where it compiles otherwise than the check, that must not be timed
     start = time.perf_counter()
     provider.run()
-    checked.seconds[COMPILED] = time.perf_counter() - start
-    case.providers[COMPILED] = provider
+    checked.seconds[name] = time.perf_counter() - start
+    case.providers[name] = provider
 
 
 def compared(samples: Mapping[str, Sequence[float]], own: str, ticks: int) -> Json:

@@ -49,6 +49,7 @@ def test_build_needs_no_torch() -> None:
         ("hub", {"huggingface_hub", "safetensors"}),
         ("tasks", {"accelerate", "tyro", "tqdm", "tensorboard", "matplotlib", "imageio"}),
         ("bench", {"matplotlib"}),
+        ("onnx", {"onnx", "onnxruntime", "onnxscript"}),
         ("dev", {"pytest", "pytest-benchmark", "ruff", "mypy", "clang-format", "pre-commit"}),
     ],
 )
@@ -57,7 +58,7 @@ def test_extra_brings(extra: str, packages: set[str]) -> None:
 
 
 def test_no_other_extras() -> None:
-    assert set(EXTRAS) == {"triton", "rl", "pusht", "hub", "tasks", "bench", "dev"}
+    assert set(EXTRAS) == {"triton", "rl", "pusht", "hub", "tasks", "bench", "onnx", "dev"}
 
 
 def test_every_dependency_has_a_tested_range() -> None:

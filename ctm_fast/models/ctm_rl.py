@@ -114,7 +114,7 @@ class ContinuousThoughtMachineRL(ContinuousThoughtMachine):
 
     def window_weights(self) -> Tensor:
         """Weights (M, S), oldest first: exp(-age * decay) with the decay clamped to [0, 4] in the graph."""
-        decay = torch.clamp(self.decay_params_out, 0, self.MAX_DECAY)
+        decay = torch.clamp(self.decay_params_out, 0.0, self.MAX_DECAY)
         age = torch.arange(self.memory_length - 1, -1, -1, device=decay.device, dtype=decay.dtype)
         return torch.exp(-age.unsqueeze(1) * decay)
 
