@@ -76,9 +76,14 @@ class Problem:
         found = self.engine(self.array)
         return [torch.from_numpy(x) for x in (found.predictions, found.certainties, found.synchronisation)]
 
-    def call(self) -> Callable[[], object]:
-        """One call as a control loop makes it."""
-        return partial(self.engine.step if self.stateful else self.engine, self.array)
+    def call(self, engine: ctm_fast.Engine | None = None) -> Callable[[], object]:
+        """One call of this engine, or of another, as a control loop makes it."""
+        called = engine or self.engine
+        return partial(called.step if self.stateful else called, self.array)
+
+    def narrow(self, weights: str) -> ctm_fast.Engine:
+        """An engine with weights of this width."""
+        return ctm_fast.Engine(self.model, (self.x, *self._more()), weights=weights)
 
     def compiled(self) -> Sequence[Tensor]:
         """torch.compile of the reference's tick, for RL of its forward."""

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from bench.exporting import AOT, ONNX
 from bench.render import duration, mark, table, times
 from bench.row import COMPILED, REFERENCE, STRONG, Json
+from ctm_fast.engine.weights import WIDTHS
 
 BASELINES = (REFERENCE, STRONG, COMPILED, AOT, ONNX)
+PACED_COLUMNS = (
+    "paced", "rate", "calls", "misses", "woken late", "skipped", "response p50", "p99", "p99.9", "max", "wake-up p99",
+)  # fmt: skip
 MOST_REASON = 40  # characters of why a baseline is missing; all are in the JSON
 MOST_SPREAD = 1.2  # p99 / p50 over that of an empty loop
 
@@ -48,23 +52,12 @@ def markdown(found: Json) -> str:
     parts.append(
         "p99.9 from 10,000 calls on. Spread: p99 / p50 over that of an empty loop of the same length in the same run, "
         f"at most {MOST_SPREAD:g}. Weights: share of the call that one thread takes to read its weights. Baselines: "
-        "how many times longer they take."
+        "how many times longer they take. bfloat16, int8: how many times faster such weights are, and how much they "
+        "change predictions, or synchronisation without these, in the norm."
     )
     if paced := [(entry, x) for entry in found["latency"] for x in entry.get("paced", ())]:
-        head = (
-            "paced",
-            "rate",
-            "calls",
-            "misses",
-            "woken late",
-            "response p50",
-            "p99",
-            "p99.9",
-            "max",
-            "wake-up p99",
-        )
         parts += ["<details><summary>Calls at a fixed rate, and deadlines missed</summary>"]
-        parts += [table(head, [_paced_cells(entry, x) for entry, x in paced]), "</details>"]
+        parts += [table(PACED_COLUMNS, [_paced_cells(entry, x) for entry, x in paced]), "</details>"]
     return "\n\n".join(parts)
 
 
@@ -72,7 +65,20 @@ def _cells(entry: Json, row: Json) -> list[str]:
     own = [_time(entry["engine"], name) for name in ("p50", "p90", "p99", "p99.9", "max")]
     spread = f"{entry['spread']:.2f} {mark(entry['spread'] <= MOST_SPREAD)}"
     ratios = [_ratio(row, name) for name in BASELINES]
-    return [entry["config"], *own, str(entry["calls"]), spread, f"{entry['share']:.0%}", *ratios]
+    return [
+        entry["config"],
+        *own,
+        str(entry["calls"]),
+        spread,
+        f"{entry['share']:.0%}",
+        *ratios,
+        *_narrow(entry),
+    ]
+
+
+def _narrow(entry: Json) -> list[str]:
+    found = [entry["narrow"][width] for width in WIDTHS[1:]]
+    return [f"{times(x['ratio']['median'])}, {x['difference']:.0e}" for x in found]
 
 
 def _time(quantiles: Json, name: str) -> str:
@@ -88,5 +94,5 @@ def _ratio(row: Json, name: str) -> str:
 
 def _paced_cells(entry: Json, found: Json) -> Sequence[str]:
     response = [_time(found["response"], name) for name in ("p50", "p99", "p99.9", "max")]
-    counts = [str(found[name]) for name in ("calls", "misses", "late")]
+    counts = [str(found[name]) for name in ("calls", "misses", "late", "skipped")]
     return [entry["config"], f"{found['rate']} Hz", *counts, *response, _time(found["wake"], "p99")]

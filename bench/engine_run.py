@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from bench import compiling, engine_render, exporting, machine, render, results
+from bench import compiling, engine_render, exporting, machine, render, results, timing
 from bench.__main__ import FULL
 from bench.engine import AIMED, Problem, rows
 from bench.engine_latency import LEAST_CALLS, RATES, calls_within, full_rate, paced, read_rate, typical
 from bench.models import Config
 from bench.row import DisagreementError, Json, Row, heading, measure
+from ctm_fast.engine.weights import WIDTHS
 
 SECONDS = 20.0
 PACED_SECONDS = 60.0
@@ -125,10 +126,25 @@ def _latency(config: Config, options: argparse.Namespace, is_paced: bool) -> Jso
     found = {**heading(row, options.seed), "weight_bytes": total, "floor": floor * 1e6}
     found |= full_rate(run, calls_within(run, options.seconds, options.calls))
     found["share"] = floor * 1e6 / found["engine"]["p50"]
+    found["narrow"] = _narrow(problem)
     if is_paced:
         length = typical(run)
         found["paced"] = [paced(run, rate, options.paced_seconds) for rate in RATES if length * rate < 1]
         found["too_fast"] = [rate for rate in RATES if length * rate >= 1]
+    return found
+
+
+def _narrow(problem: Problem) -> Json:
+    """How many times faster narrow weights make a call, and how much they change its result."""
+    engines = {width: problem.narrow(width) for width in WIDTHS[1:]}
+    runs = {WIDTHS[0]: problem.call(), **{width: problem.call(x) for width, x in engines.items()}}
+    samples = timing.interleave(runs, FULL)
+    found = {}
+    for width, one in engines.items():
+        assert one.difference is not None
+        changed = one.difference.synchronisation if problem.stateful else one.difference.predictions
+        ratio = timing.paired_ratio(samples[WIDTHS[0]], samples[width])
+        found[width] = {"ratio": ratio._asdict(), "difference": changed}
     return found
 
 
