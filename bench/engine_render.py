@@ -46,6 +46,7 @@ def markdown(found: Json) -> str:
         "spread",
         "weights",
         *BASELINES,
+        *WIDTHS[1:],
     )
     cells = [_cells(entry, rows.get(entry["name"], {})) for entry in found["latency"]]
     parts = [table(columns, cells)]

@@ -156,6 +156,7 @@ def test_command_writes_rows_and_latencies_and_report_draws_them(tiny, tmp_path,
     assert all(0 < x["narrow"]["int8"]["difference"] < 0.1 for x in found["latency"])
     assert "engine/pole B1: p50" in capsys.readouterr().out
     text = engine_render.markdown(found)
+    assert len({line.count("|") for line in text.split("\n\n")[0].splitlines()}) == 1
     assert "| pole B1 |" in text and "not compiled: bench.exporting" in text and "| 10 Hz |" in text
     assert "engine/tiny B1" in render.markdown(found)
     readme = tmp_path / "README.md"
