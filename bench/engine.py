@@ -114,7 +114,7 @@ class Problem:
 
         with torch.no_grad(), ctm_fast.use_backend("reference"):
             compiled.base(self.model, self.x, tick=first)
-        return exporting.Exportable(_Tick(self.model), tuple(x.clone() for x in given[0]), provider)
+        return exporting.Exportable(_Tick(self.model), tuple(x.detach().clone() for x in given[0]), provider)
 
     def weight_bytes(self) -> tuple[int, int]:
         """Bytes of weights that a call reads, tick by tick, and bytes of all weights."""

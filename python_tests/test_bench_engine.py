@@ -62,6 +62,7 @@ def test_rows_measure_what_was_exported_too(config, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of the exporters
 @pytest.mark.parametrize("name", exporting.LOADERS)
 @pytest.mark.parametrize("config", [BASE, POLE], ids=lambda c: c.title)
 def test_exported_models_agree(config, name, tmp_path):

@@ -237,6 +237,19 @@ def test_an_engine_is_calibrated_and_timed():
     assert all(p.milliseconds > 0 for p in curve)
 
 
+@pytest.mark.parametrize("milliseconds", [(None, None), (0.5, 2.0)])
+def test_the_curve_as_a_picture(milliseconds):
+    points = [halting.Point(Halt(certainty=0.5), 0.7, 3.0), halting.Point(Halt(certainty=0.9), 0.9, 8.0)]
+    points = [p._replace(milliseconds=x) for p, x in zip(points, milliseconds, strict=True)]
+    (axes,) = halting.draw(points).axes
+    costs, accuracies = axes.lines[0].get_data()
+    assert list(accuracies) == [0.7, 0.9]
+    assert list(costs) == [3.0, 8.0] if milliseconds[0] is None else list(milliseconds)
+    assert ("milliseconds" in axes.get_xlabel()) == (milliseconds[0] is not None)
+    with pytest.raises(ValueError, match=r"^draw: points must hold at least one, got none$"):
+        halting.draw([])
+
+
 LOGITS, CERTAINTIES = np.zeros((3, 6, 5), F), np.zeros((3, 2, 5), F)
 LABELS = np.zeros(3, int)
 

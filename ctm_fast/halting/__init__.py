@@ -5,8 +5,9 @@ rule with the fewest ticks for a wanted accuracy, ``pareto`` gives the whole cur
 ``halted`` is the rule itself. The rule picked is a ``ctm_fast.engine.Halt``, for ``engine(x, halt=...)``.
 """
 
+from ctm_fast.halting.figure import draw
 from ctm_fast.halting.heldout import Evaluation, HeldOut, evaluate
 from ctm_fast.halting.rule import Halted, halted
 from ctm_fast.halting.search import Point, calibrate, pareto
 
-__all__ = ["Evaluation", "Halted", "HeldOut", "Point", "calibrate", "evaluate", "halted", "pareto"]
+__all__ = ["Evaluation", "Halted", "HeldOut", "Point", "calibrate", "draw", "evaluate", "halted", "pareto"]
