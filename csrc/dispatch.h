@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attend.h"
+#include "cell.h"
 #include "dnc.h"
 #include "engine.h"
 #include "halting.h"
@@ -27,7 +28,8 @@ namespace ctm {
   DO(synapse, Synapse)   \
   DO(linear, Linear)     \
   DO(halting, Halting)   \
-  DO(engine, Engine)
+  DO(engine, Engine)     \
+  DO(cell, Cell)
 
 #define CTM_MEMBER(family, Family) const Family##Kernels* family;
 struct Kernels {

@@ -3,19 +3,12 @@
 #include <atomic>
 
 #include "denormals.h"
+#include "engine_memory.h"
 #include "engine_output.h"
-#include "pages.h"
 #include "parallel.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
-
-// Whether no element is NaN or infinite.
-bool finite(int64_t count, const float* x) {
-  Vec<float> sum{};
-  over_row<float>(count, [&](int64_t i, int k) { sum += load_part(x + i, k) * 0.0f; });
-  return sum_lanes<float>(sum) == 0.0f;
-}
 
 // Samples [first, first + rows) of a call, on one thread.
 struct Ticks {
@@ -132,17 +125,6 @@ int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t co
   Net(n, stages, count, w, counting);
   return counting.used();
 }
-
-constexpr int64_t kHuge = 1 << 19;  // floats of a huge page
-
-struct Pages {  // memory on huge pages where it is large
-  const Buffer<float> memory;
-
-  explicit Pages(int64_t count) : memory(count) {
-    if (count >= kHuge)
-      advise_huge(reinterpret_cast<uintptr_t>(memory.data), static_cast<size_t>(count) * sizeof(float));
-  }
-};
 
 // Weights in one block, and the memory of every thread's samples in another.
 class Engine {

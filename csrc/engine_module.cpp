@@ -1,78 +1,12 @@
-#include <atomic>
-#include <list>
-
-#include "bindings.h"
+#include "engine_bindings.h"
 
 namespace ctm {
 namespace {
-
-// Buffers of Python objects, held while native code reads or writes them.
-class Buffers {
- public:
-  static constexpr size_t kMost = 11;  // of one call
-
-  Buffers() = default;
-  Buffers(const Buffers&) = delete;
-  Buffers& operator=(const Buffers&) = delete;
-  ~Buffers() {
-    for (size_t i = 0; i < held_; ++i) PyBuffer_Release(&views_[i]);
-  }
-
-  // `count` elements without gaps; null for None where nothing is expected.
-  template <class T>
-  T* get(const char* name, py::handle object, int64_t count) {
-    if (object.is_none() && count == 0) return nullptr;
-    const int flags = std::is_const_v<T> ? PyBUF_C_CONTIGUOUS : PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE;
-    if (held_ == kMost) throw std::length_error("Engine: too many buffers");
-    Py_buffer& view = views_[held_];
-    if (PyObject_GetBuffer(object.ptr(), &view, flags)) throw py::error_already_set();
-    ++held_;
-    const int64_t expected = count * static_cast<int64_t>(sizeof(T));
-    if (view.len != expected)
-      throw py::value_error(std::string("Engine: ") + name + " must have " + std::to_string(expected) +
-                            " bytes, got " + std::to_string(view.len));
-    return static_cast<T*>(view.buf);
-  }
-
- private:
-  std::array<Py_buffer, kMost> views_;
-  size_t held_ = 0;
-};
 
 using Sizes = std::array<int64_t, 21>;  // the members of EngineSizes, in order
 using Stage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double, double>;  // up to the weights
 using Counts = std::array<int64_t, 5>;                                 // batch, ticks, tokens, sets, given
 using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the members of EngineHalt
-
-// The arrays of a constructor by name; what is missing counts as None.
-class Arrays {
- public:
-  Arrays(const py::dict& named, int64_t weights) : named_(named), type_(static_cast<WeightType>(weights)) {
-    if (weights < 0 || type_ > WeightType::i8)
-      throw py::value_error("Engine: weights must be a WeightType, got " + std::to_string(weights));
-  }
-
-  template <class T = float>
-  const T* get(const std::string& name, int64_t count) {
-    held_.emplace_back();
-    const py::object found = named_.contains(name) ? py::object(named_[name.c_str()]) : py::none();
-    if (found.is_none() && count) throw py::value_error("Engine: " + name + " must be given, got none");
-    return held_.back().get<const T>(name.c_str(), found, count);
-  }
-
-  // `rows` rows, each with a scale where the weights are int8.
-  EngineMatrix matrix(const std::string& name, int64_t rows, int64_t columns) {
-    const int64_t count = rows * columns;
-    if (type_ == WeightType::i8) return {get<int8_t>(name, count), get(name + ".scale", rows)};
-    if (type_ == WeightType::bf16) return {get<uint16_t>(name, count), nullptr};
-    return {get(name, count), nullptr};
-  }
-
- private:
-  const py::dict& named_;
-  const WeightType type_;
-  std::list<Buffers> held_;
-};
 
 EngineStage stage_of(const Stage& values, const std::string& name, Arrays& a) {
   EngineStage s = {};
@@ -174,16 +108,6 @@ class EngineHandle {
   }
 
  private:
-  // One call at a time: they would write to the same memory.
-  struct Turn {
-    std::atomic<bool>& busy;
-    explicit Turn(std::atomic<bool>& b) : busy(b) {
-      if (busy.exchange(true))
-        throw std::runtime_error("Engine: one call at a time must run, got another from a second thread");
-    }
-    ~Turn() { busy = false; }
-  };
-
   const EngineKernels& kernels_;
   const EngineSizes n_;
   void* engine_ = nullptr;

@@ -3,31 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "halting_rows.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace ctm::CTM_LEVEL {
 namespace {
-
-template <class T>
-CTM_INLINE T dot(int64_t width, const T* a, const T* b) {
-  Vec<T> sum{};
-  int64_t j = 0;
-  for (; j + V<T> <= width; j += V<T>) sum += load(a + j) * load(b + j);
-  T total = sum_lanes<T>(sum);
-  for (; j < width; ++j) total += a[j] * b[j];
-  return total;
-}
-
-// y = a x, or y += a x
-template <class T>
-CTM_INLINE void scaled(int64_t width, T a, const T* x, T* y, bool add) {
-  for (int64_t j = 0; j < width; j += V<T>) {
-    const int n = part<T>(width, j);
-    const Vec<T> v = a * load_part(x + j, n);
-    store_part(y + j, add ? load_part(y + j, n) + v : v, n);
-  }
-}
 
 // Calls row(r, sample, ends) for every row that its sample needs, in order; total as after the row before.
 template <class T, class Row>
@@ -80,7 +60,7 @@ void mean(const HaltingSizes& n, const T* values, const T* weight, const int32_t
   parallel_for(threads, (n.width + kColumns - 1) / kColumns, [&](int64_t block) {
     const int64_t j = block * kColumns, width = std::min(kColumns, n.width - j);
     for (int64_t r = 0; r < n.rows; ++r)
-      scaled(width, weight[r], values + r * n.width + j, out + samples[r] * n.width + j, true);
+      scale_row(width, weight[r], values + r * n.width + j, out + samples[r] * n.width + j, true);
   });
 }
 
@@ -89,8 +69,8 @@ void mean_backward(const HaltingSizes& n, const T* values, const T* weight, cons
                    const T* dout, T* dvalues, T* dweight, int threads) {
   parallel_for(threads, n.rows, [&](int64_t r) {
     const T* grad = dout + samples[r] * n.width;
-    dweight[r] = dot(n.width, values + r * n.width, grad);
-    scaled(n.width, weight[r], grad, dvalues + r * n.width, false);
+    dweight[r] = dot_row(n.width, values + r * n.width, grad);
+    scale_row(n.width, weight[r], grad, dvalues + r * n.width, false);
   });
 }
 
@@ -122,37 +102,6 @@ int64_t begin(const RecurrenceSizes& n, HaltingSpan span, const Recurrence<T>& s
   return count;
 }
 
-// The sum of a gate's three parts at column j: recurrent product, input, and the flag where there is one.
-template <class T>
-CTM_INLINE Vec<T> gate(const T* product, const T* input, const T* flag, int64_t j, int n) {
-  const Vec<T> sum = load_part(product + j, n) + load_part(input + j, n);
-  return flag ? sum + load_part(flag + j, n) : sum;
-}
-
-template <class T>
-CTM_INLINE void rnn_cell(int64_t width, const T* input, const T* flag, T* hidden) {
-  for (int64_t j = 0; j < width; j += V<T>) {
-    const int n = part<T>(width, j);
-    store_part(hidden + j, tanh(gate(hidden, input, flag, j, n)), n);
-  }
-}
-
-template <class T>
-CTM_INLINE void lstm_cell(int64_t width, const T* input, const T* flag, const T* before, T* gates, T* cell,
-                          T* hidden) {
-  for (int64_t j = 0; j < width; j += V<T>) {
-    const int n = part<T>(width, j);
-    const Vec<T> i = sigmoid(gate(gates, input, flag, j, n));
-    const Vec<T> f = sigmoid(gate(gates, input, flag, width + j, n));
-    const Vec<T> g = tanh(gate(gates, input, flag, 2 * width + j, n));
-    const Vec<T> o = sigmoid(gate(gates, input, flag, 3 * width + j, n));
-    const Vec<T> c = f * load_part(before + j, n) + i * g;
-    store_part(gates + j, i, n), store_part(gates + width + j, f, n);
-    store_part(gates + 2 * width + j, g, n), store_part(gates + 3 * width + j, o, n);
-    store_part(cell + j, c, n), store_part(hidden + j, o * tanh(c), n);
-  }
-}
-
 // The cell before row r.
 template <class T>
 CTM_INLINE const T* cell_before(const RecurrenceSizes& n, int64_t t, const Recurrence<T>& s, int64_t r) {
@@ -172,15 +121,12 @@ void advance(const RecurrenceSizes& n, int64_t t, int64_t r, bool last, T thresh
   } else {
     rnn_cell(n.width, input, flag, hidden);
   }
-  const T p = logistic(dot(n.width, hidden, s.halting) + *s.bias);
-  const T sum = s.total[b] + p;
-  const bool ends = last || sum >= threshold;
-  const T w = ends ? T(1) - s.total[b] : p;
+  const auto [p, w, ends] = judge(n.width, hidden, s.halting, *s.bias, s.total[b], threshold, last);
   const int64_t mean = (at + n.batch) * n.width;
-  scaled(n.width, w, hidden, s.hidden + mean, !first);
-  if (n.lstm) scaled(n.width, w, cell, s.cell + mean, !first);
+  scale_row(n.width, w, hidden, s.hidden + mean, !first);
+  if (n.lstm) scale_row(n.width, w, cell, s.cell + mean, !first);
   s.probability[r] = p, s.weight[r] = w, s.next[r] = ends ? -1 : 0;
-  s.total[b] = sum, s.steps[at] += 1;
+  s.total[b] += p, s.steps[at] += 1;
   s.ponder[at] = static_cast<T>(s.steps[at]) + (ends ? w : T(0));
 }
 
@@ -261,8 +207,8 @@ void retreat(const RecurrenceSizes& n, HaltingSpan span, int64_t i, const Recurr
   const int64_t r = span.start + i, b = s.sample[r], g = gate_width(n), at = span.t * n.batch + b;
   const T *hidden = s.row_hidden + r * n.width, *cell = s.row_cell + r * n.width;
   const T *mean_hidden = d.hidden + b * n.width, *mean_cell = d.cell + b * n.width;
-  T dweight = dot(n.width, hidden, mean_hidden) + (d.weight ? d.weight[r] : T(0));
-  if (n.lstm) dweight += dot(n.width, cell, mean_cell);
+  T dweight = dot_row(n.width, hidden, mean_hidden) + (d.weight ? d.weight[r] : T(0));
+  if (n.lstm) dweight += dot_row(n.width, cell, mean_cell);
   T dp = 0;
   if (s.next[r] < 0) {
     d.last[b] = dweight;

@@ -202,3 +202,32 @@ class Engine:
 
     def get_state(self, batch: int, pre: Any, post: Any, /) -> None:
         """Write the histories (B, M, D)."""
+
+# csrc/cell.h
+
+CellArrays = tuple[Any, Any, Any, Any, Any, Any]  # the members of CellState; None where a cell has none of it
+
+class Cell:
+    """Steps of a recurrent cell, from buffers that the caller has checked; otherwise as :class:`Engine`."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], numbers: tuple[float, float, float], arrays: dict[str, Any], /
+    ) -> None:
+        """Sizes as CellSizes, numbers as CellNumbers, arrays by the names of the members."""
+
+    def run(
+        self, batch: int, steps: int, x: Any, outputs: tuple[Any, Any, Any], after: CellArrays, /
+    ) -> int:
+        """Ticks of all samples that were computed, or -1 where an input is not finite.
+
+        Outputs: output (T, B, O), ticks and remainder (T, B), None where a cell has none. ``after`` takes the state.
+        """
+
+    def reset(self, batch: int, /) -> None:
+        """Put the start into the state."""
+
+    def set_state(self, batch: int, state: CellArrays, /) -> None:
+        """Go on from this state; the memory is (B, W, N)."""
+
+    def get_state(self, batch: int, state: CellArrays, /) -> None:
+        """Write the state."""

@@ -1,6 +1,7 @@
 """Models and inputs of the engine's tests, and the truth about them in float64."""
 
 import copy
+import json
 
 import numpy as np
 import torch
@@ -43,3 +44,15 @@ def assert_as_exact(engine, model, inputs):
     assert [x.shape for x in found] == [x.shape for x in truth]
     for exact, torchs, ours in zip(truth, plain, found, strict=True):
         assert relative_error(ours, exact) <= max(1e-5, 2 * relative_error(torchs, exact))
+
+
+def damaged(path, change):
+    """Rewrites the header of an engine file after ``change(header, config)``."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    config = json.loads(header["__metadata__"]["config"])
+    change(header, config)
+    header["__metadata__"]["config"] = json.dumps(config)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])

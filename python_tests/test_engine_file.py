@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from engine_cases import eval_model
+from engine_cases import damaged, eval_model
 
 import ctm_fast
 from ctm_fast import engine as engines
@@ -154,18 +154,6 @@ def test_foreign_files_are_refused(tmp_path):
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ValueError, match="got another safetensors file"):
         engines.load(path)
-
-
-def damaged(path, change):
-    """Rewrites the header of an engine file after ``change(header, config)``."""
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    config = json.loads(header["__metadata__"]["config"])
-    change(header, config)
-    header["__metadata__"]["config"] = json.dumps(config)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 CHANGES = {

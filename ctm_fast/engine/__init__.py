@@ -4,7 +4,8 @@
 them back in a process that needs nothing but NumPy and this package.
 """
 
+from ctm_fast.engine.cell import CellEngine, CellResult
 from ctm_fast.engine.engine import Engine, load
 from ctm_fast.engine.halt import EngineResult, Halt, Reason
 
-__all__ = ["Engine", "EngineResult", "Halt", "Reason", "load"]
+__all__ = ["CellEngine", "CellResult", "Engine", "EngineResult", "Halt", "Reason", "load"]

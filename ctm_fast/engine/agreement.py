@@ -24,8 +24,13 @@ def verify(engine: Engine, model: nn.Module, example: tuple[Any, ...]) -> None:
             found: list[Any] = [engine(example[0], state).synchronisation]
             engine.reset()
         else:
-            expected = model(*example)[:2]
+            expected = list(model(*example)[:2])
             found = list(engine(*example)[:2])
+    compare(expected, found)
+
+
+def compare(expected: list[Any], found: list[Any]) -> None:
+    """Raise ``ValueError`` where one of the arrays is not that tensor."""
     for wanted, got in zip(expected, found, strict=True):
         truth = wanted.detach().cpu().double().numpy()
         error = np.linalg.norm(got - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny)

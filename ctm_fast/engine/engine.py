@@ -10,6 +10,9 @@ import numpy as np
 from ctm_fast import _C
 from ctm_fast.engine import file
 from ctm_fast.engine import weights as widths
+from ctm_fast.engine.base import BaseEngine
+from ctm_fast.engine.cell import CellEngine
+from ctm_fast.engine.cell_recipe import CellRecipe
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
 from ctm_fast.engine.inputs import Inputs, as_array, check, chosen, from_arrays
 from ctm_fast.engine.recipe import Recipe
@@ -22,7 +25,7 @@ State = tuple[np.ndarray, np.ndarray]
 DEVICE = "cuda"
 
 
-class Engine:
+class Engine(BaseEngine[Recipe]):
     """A CTM in inference: all ticks in one native call, on the CPU in float32.
 
     Attributes:
@@ -53,7 +56,8 @@ class Engine:
     - reinforcement learning: features (B, F), behind the backbone.
 
     A model on a CUDA device makes an engine there: inputs, ticks and results are one CUDA graph, arrays are what the
-    model's forward takes, and halting is applied to the results of all ticks.
+    model's forward takes, and halting is applied to the results of all ticks. A Neural Turing Machine or a network with
+    adaptive computation time makes a :class:`ctm_fast.engine.CellEngine`.
 
     Raises:
         TypeError, ValueError: "Engine: argument must ..., got ...".
@@ -61,8 +65,9 @@ class Engine:
 
     difference: widths.Difference | None = None
 
-    def __new__(cls, model: Any, *_: Any, **__: Any) -> Engine:
-        return object.__new__(_class_for(model) if cls is Engine else cls)
+    def __new__(cls, model: Any, *arguments: Any, **named: Any) -> Any:
+        kind = _class_for(model) if cls is Engine else cls
+        return object.__new__(kind) if issubclass(kind, Engine) else kind(model, *arguments, **named)
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = widths.FLOAT32
@@ -98,11 +103,6 @@ class Engine:
         self._native = _C.Engine(sizes, recipe.native_stages(), recipe.arrays)
         self._batch = recipe.sizes.batch  # of the state
         self.computed = 0
-
-    @property
-    def kind(self) -> str:
-        """What the model is: "base", "sort", "qamnist" or "rl"."""
-        return self._recipe.kind
 
     @property
     def weights(self) -> str:
@@ -230,21 +230,11 @@ class Engine:
         self._resize(len(held[0]))
         self._native.set_state(len(held[0]), *held)
 
-    def _resize(self, batch: int) -> None:
-        if not 1 <= batch <= self._recipe.sizes.batch:
-            most = self._recipe.sizes.batch
-            raise ValueError(f"Engine: batch must be in [1, {most}], that of the example, got {batch}")
-        self._batch = batch
-
     def _require_state(self, name: str) -> None:
         if not self._recipe.sizes.stateful:
             raise TypeError(
                 f"Engine: {name} must be called for a stateful model, got one of kind {self._recipe.kind}"
             )
-
-    def _require_batch(self, batch: int) -> None:
-        if batch != self._batch:
-            raise ValueError(f"Engine: x must have the state's batch of {self._batch}, got {batch}")
 
     def _call_stateful(self, *inputs: Any, halt: Halt | None) -> EngineResult:
         if halt is not None:
@@ -256,18 +246,16 @@ class Engine:
         used = np.full(len(synchronisation), self._recipe.iterations, np.int32)
         return EngineResult(None, None, None, synchronisation, used, np.zeros_like(used))
 
-    def save(self, path: PathLike) -> None:
-        """Write the engine to one file in safetensors layout, under its name only once it is whole.
 
-        Weights have their width there too.
-        """
-        file.write(path, self._recipe)
+def _class_for(model: Any) -> type[Any]:
+    """The engine for the kind and the device of ``model``."""
+    if not hasattr(model, "parameters"):
+        return Engine
+    from ctm_fast.engine import cell_extract
 
-
-def _class_for(model: Any) -> type[Engine]:
-    """The engine for the device of ``model``."""
-    parameters = model.parameters() if hasattr(model, "parameters") else ()
-    if any(p.device.type == DEVICE for p in parameters):
+    if cell_extract.is_cell(model):
+        return CellEngine
+    if any(p.device.type == DEVICE for p in model.parameters()):
         from ctm_fast.engine.cuda import CudaEngine
 
         return CudaEngine
@@ -279,8 +267,9 @@ def _by_sample(x: np.ndarray) -> np.ndarray:
     return x.transpose(1, 2, 0)
 
 
-def load(path: PathLike, threads: int = 1, weights: str | None = None) -> Engine:
-    """Read an engine that :meth:`Engine.save` wrote.
+def load(path: PathLike, threads: int = 1, weights: str | None = None) -> Any:
+    """Read an engine that ``save`` wrote: an :class:`Engine`, or a :class:`CellEngine` of the kinds "ntm" and
+    "adaptive".
 
     Args:
         threads: at least 1.
@@ -291,6 +280,8 @@ def load(path: PathLike, threads: int = 1, weights: str | None = None) -> Engine
         ValueError: the file is damaged, or not of an engine, or has narrow weights of another width.
     """
     recipe = file.read(path)
+    if isinstance(recipe, CellRecipe):
+        return CellEngine._from_recipe(recipe, threads, weights or widths.FLOAT32)
     if weights is not None:
         widths.check("load", weights)
         recipe = recipe.narrowed(weights)

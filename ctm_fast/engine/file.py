@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ctm_fast.engine import cell_recipe
+from ctm_fast.engine.cell_recipe import CellRecipe
 from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
 from ctm_fast.files import PathLike, replacing
 
@@ -21,10 +23,9 @@ ALIGNMENT = 64
 MOST_HEADER_BYTES = 1 << 24
 
 
-def write(path: PathLike, recipe: Recipe) -> None:
+def write(path: PathLike, recipe: Recipe | CellRecipe) -> None:
     """Write under a temporary name beside ``path``, then rename."""
-    config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
-    config |= {"stages": [stage._asdict() for stage in recipe.stages], "weights": recipe.weights}
+    config = recipe.config() if isinstance(recipe, CellRecipe) else _config(recipe)
     header: dict[str, Any] = {
         "__metadata__": {"format": FORMAT, "version": VERSION, "config": json.dumps(config)}
     }
@@ -41,7 +42,7 @@ def write(path: PathLike, recipe: Recipe) -> None:
             stream.write(x.tobytes())
 
 
-def read(path: PathLike) -> Recipe:
+def read(path: PathLike) -> Recipe | CellRecipe:
     """The recipe in a file. Raises as ``ctm_fast.engine.load``."""
     path = Path(path)
     if not path.is_file():
@@ -56,8 +57,7 @@ def read(path: PathLike) -> Recipe:
         raise ValueError(f"load: path must be an engine's file of version {VERSION}, got version {found}")
     try:
         arrays = {name: _array(data, start, entry) for name, entry in header.items()}
-        recipe = _recipe(json.loads(metadata["config"]), arrays)
-        reason = reason_against(recipe)
+        recipe, reason = _checked_recipe(json.loads(metadata["config"]), arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error)
     if reason:
@@ -87,6 +87,23 @@ def _array(data: bytes, start: int, entry: dict[str, Any]) -> np.ndarray:
         raise ValueError("a truncated file")
     native = np.frombuffer(data, dtype, math.prod(shape), start + first).reshape(shape)
     return native.astype(dtype.newbyteorder("="))
+
+
+def _checked_recipe(
+    config: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[Recipe | CellRecipe, str | None]:
+    """A recipe of either kind, and the reason against it."""
+    if config["kind"] in cell_recipe.KINDS:
+        cell = CellRecipe.from_config(config, arrays)
+        return cell, cell_recipe.reason_against(cell)
+    recipe = _recipe(config, arrays)
+    return recipe, reason_against(recipe)
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    """All but the arrays, as JSON holds it."""
+    config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
+    return config | {"stages": [stage._asdict() for stage in recipe.stages], "weights": recipe.weights}
 
 
 def _recipe(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recipe:

@@ -1,0 +1,206 @@
+"""Engines of recurrent cells, step by step: the Neural Turing Machine, and adaptive computation time.
+
+Letters: T steps, B batch, I inputs, O outputs, L layers of width C, N slots of width W, R read and V write heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ctm_fast import _C
+from ctm_fast.engine import weights as widths
+from ctm_fast.engine.base import BaseEngine
+from ctm_fast.engine.cell_recipe import CellRecipe, flat
+from ctm_fast.engine.inputs import as_array, chosen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+State = tuple[np.ndarray, ...]
+
+STATE = ("hidden", "cell", "memory", "reads", "read_weights", "write_weights")  # the order of csrc/cell.h
+LETTERS = {2: "B", 3: "T, B"}
+
+
+class CellResult(NamedTuple):
+    """What a call returns, as NumPy arrays; of a single input without T.
+
+    Attributes:
+        output: (T, B, O) float32: logits, or log-probabilities of digits.
+        state: after the last step, see :class:`CellEngine`.
+        ticks: ticks that each step took (T, B), int32; None of a Neural Turing Machine.
+        remainders: weight of each step's last tick (T, B), float32; None likewise. Ticks and remainder together are
+            what pondering costs (arXiv 1603.08983, eq. 12). A network without adaptive time takes one tick and has a
+            remainder of 0.
+    """
+
+    output: np.ndarray
+    state: State
+    ticks: np.ndarray | None
+    remainders: np.ndarray | None
+
+
+class CellEngine(BaseEngine[CellRecipe]):
+    """A recurrent cell in inference, on the CPU in float32; ``ctm_fast.Engine`` makes one of such a model.
+
+    Weights are packed once. A call allocates no native memory, takes no lock and leaves the GIL; it runs on the
+    calling thread. An engine runs one call at a time: threads that call at once need one each. In an adaptive step a
+    sample that has halted costs no more time.
+
+    Args:
+        model: ``ctm_fast.models.NTM``, ``AdaptiveRNN`` or ``AdaptiveLSTM``, in eval mode. Later changes of its weights
+            are not seen.
+        example_inputs: arguments of its forward without mask or trace, a tensor or a tuple of them, with the largest
+            batch that the engine will see. The model's and the engine's results for them must agree.
+        threads, weights: 1 and "float32".
+
+    The state between two steps is a tuple of float32 arrays, of which a model lacks some:
+
+    - hidden and cell state, (L, B, C) of a controller, (B, C) of an adaptive network;
+    - memory (B, N, W), reads (B, R, W), read weightings (B, R, N) and write weightings (B, V, N).
+
+    Raises:
+        TypeError, ValueError: "Engine: argument must ..., got ...".
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = widths.FLOAT32
+    ) -> None:
+        from ctm_fast.engine import agreement, cell_extract
+
+        example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        self._prepare(cell_extract.extract(model, example), threads, weights)
+        expected = cell_extract.outputs(model, example)
+        found = self(*example)
+        agreement.compare(expected, [found.output, *found.state])
+        self.reset()
+
+    @classmethod
+    def _from_recipe(cls, recipe: CellRecipe, threads: int, weights: str) -> CellEngine:
+        engine = cls.__new__(cls)
+        engine._prepare(recipe, threads, weights)
+        return engine
+
+    def _prepare(self, recipe: CellRecipe, threads: int, weights: str) -> None:
+        for name, wanted, found in (("threads", 1, threads), ("weights", widths.FLOAT32, weights)):
+            if found != wanted:
+                raise ValueError(
+                    f"Engine: {name} must be {wanted} for a model of kind {recipe.kind}, got {found}"
+                )
+        self._recipe = recipe
+        self._native = _C.Cell(recipe.sizes, recipe.numbers, recipe.arrays)
+        self._resize(recipe.sizes.batch)
+        self.computed = 0
+
+    def __call__(self, x: Any, state: Any = None) -> CellResult:
+        """Run all steps of a sequence; the engine then goes on from the state after it.
+
+        Args:
+            x: (T, B, I), T at least 1; of an adaptive network also one input (B, I).
+            state: as of :meth:`set_state`; None for the model's start.
+
+        ``computed`` then holds the number of ticks of all samples together that were computed.
+        """
+        inputs = self._read(x, (2, 3) if self.kind == "adaptive" else (3,))
+        if state is None:
+            self.reset(inputs.shape[-2])
+        else:
+            self.set_state(state)
+        return self._run(inputs)
+
+    def reset(self, batch: int | None = None, *, samples: Any = None) -> None:
+        """Put the model's start into the state of ``batch`` samples, by default the engine's largest.
+
+        Args:
+            batch: samples from now on.
+            samples: only these of the state's batch, as environments end their episodes one by one: indices, or a
+                mask (B,) of bools. The others go on, so that ``batch`` must be left out.
+
+        Raises:
+            TypeError, ValueError, IndexError: "Engine: argument must ..., got ...".
+        """
+        if samples is None:
+            self._resize(self._recipe.sizes.batch if batch is None else batch)
+            self._native.reset(self._batch)
+            return
+        if batch is not None:
+            raise TypeError("Engine: batch must be left out where samples are given, got both")
+        self._restart(chosen(samples, self._batch))
+
+    def _restart(self, samples: np.ndarray) -> None:
+        (_, before), (_, start) = self._state(), self._state()
+        self._native.get_state(self._batch, before)
+        self._native.reset(self._batch)
+        self._native.get_state(self._batch, start)
+        for name, part, first in zip(STATE, before, start, strict=True):
+            if part is not None and first is not None:
+                of_samples = (slice(None), samples) if part.ndim == 3 and name in STATE[:2] else samples
+                part[of_samples] = first[of_samples]
+        self._native.set_state(self._batch, before)
+
+    def step(self, x: Any) -> tuple[np.ndarray, State]:
+        """One step: output (B, O) and state after it.
+
+        Args:
+            x: (B, I); B as of the last :meth:`reset` or :meth:`set_state`.
+        """
+        found = self._run(self._read(x, (2,)))
+        return found.output, found.state
+
+    def get_state(self) -> State:
+        """Copies of the parts of the state."""
+        state, given = self._state()
+        self._native.get_state(self._batch, given)
+        return state
+
+    def set_state(self, state: Any) -> None:
+        """Continue from a state as :meth:`get_state` returns it, or as the model does."""
+        parts = [as_array(part) for part in flat(state)]
+        batch = parts[0].shape[-2 if self._recipe.sizes.states else 0] if parts and parts[0].ndim > 1 else 0
+        shapes = self._recipe.state_shapes(batch)
+        if len(parts) != len(shapes):
+            raise ValueError(f"Engine: state must be {len(shapes)} arrays, got {len(parts)}")
+        given = {}
+        for (name, shape), part in zip(shapes.items(), parts, strict=True):
+            if part.shape != shape:
+                raise ValueError(f"Engine: state's {name} must have shape {shape}, got {part.shape}")
+            if not np.isfinite(part).all():
+                raise ValueError(f"Engine: state's {name} must be finite, got NaN or infinity")
+            turned = part.swapaxes(1, 2) if name == "memory" else part
+            given[name] = np.ascontiguousarray(turned, np.float32)
+        self._resize(batch)
+        self._native.set_state(batch, tuple(given.get(name) for name in STATE))
+
+    def _read(self, x: Any, ranks: tuple[int, ...]) -> np.ndarray:
+        found, inputs = as_array(x), self._recipe.sizes.inputs
+        if found.dtype != np.float32 and found.dtype.kind not in "fiub":
+            raise TypeError(f"Engine: x must be an array of real numbers, got {found.dtype}")
+        if found.ndim not in ranks or found.shape[-1] != inputs or len(found) < 1:
+            expected = " or ".join(f"({LETTERS[rank]}, {inputs})" for rank in ranks)
+            raise ValueError(f"Engine: x must have shape {expected}, got {found.shape}")
+        return np.ascontiguousarray(found, np.float32)
+
+    def _state(self) -> tuple[State, tuple[np.ndarray | None, ...]]:
+        """Memory for the state, as it is returned and as native code fills it."""
+        given = {}
+        for name, shape in self._recipe.state_shapes(self._batch).items():
+            given[name] = np.empty(shape if name != "memory" else (shape[0], shape[2], shape[1]), np.float32)
+        state = tuple(part.swapaxes(1, 2) if name == "memory" else part for name, part in given.items())
+        return state, tuple(given.get(name) for name in STATE)
+
+    def _run(self, x: np.ndarray) -> CellResult:
+        n, batch = self._recipe.sizes, x.shape[-2]
+        self._require_batch(batch)
+        output = np.empty((*x.shape[:-1], n.outputs), np.float32)
+        ticks = np.empty(x.shape[:-1], np.int32) if n.most else None
+        remainders = np.empty(x.shape[:-1], np.float32) if n.most else None
+        state, given = self._state()
+        steps = len(x) if x.ndim == 3 else 1
+        self.computed = self._native.run(batch, steps, x, (output, ticks, remainders), given)
+        if self.computed < 0:
+            raise ValueError("Engine: x must be finite, got NaN or infinity")
+        if remainders is not None and not self._recipe.adaptive:
+            remainders.fill(0)
+        return CellResult(output, state, ticks, remainders)

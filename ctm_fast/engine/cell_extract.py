@@ -1,0 +1,131 @@
+"""From a torch model to the recipe of its recurrent cell. Letters as in ``ctm_fast.engine.cell_recipe``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctm_fast.engine.cell_recipe import CellRecipe, Numbers, Sizes, flat, reason_against
+from ctm_fast.models import NTM
+from ctm_fast.models.adaptive import AdaptiveRecurrent
+from ctm_fast.models.dispatch import is_plain
+from ctm_fast.models.ntm_controller import CONTROLLERS, LayerWeights
+from ctm_fast.models.ntm_heads import LinearHeads, SplitHeads
+
+Arrays = dict[str, np.ndarray]
+
+
+def is_cell(model: object) -> bool:
+    """Whether an engine of this model is one of a cell."""
+    return isinstance(model, NTM | AdaptiveRecurrent)
+
+
+def extract(model: Any, example: tuple[Any, ...]) -> CellRecipe:
+    """The recipe of a model; ``example`` are arguments of its forward, of the largest batch.
+
+    Raises:
+        TypeError: the example is no tensor.
+        ValueError: parts of the model are others than this package builds; the message says which.
+    """
+    if model.training:
+        raise ValueError("Engine: model must be in eval mode (model.eval()), got one in training mode")
+    if not example or not isinstance(example[0], Tensor):
+        found = type(example[0]).__name__ if example else "none"
+        raise TypeError(f"Engine: example_inputs must begin with a tensor, got {found}")
+    batch = example[0].shape[-2]
+    kind = "ntm" if isinstance(model, NTM) else "adaptive"
+    with torch.no_grad():
+        sizes, numbers, arrays = (_ntm if kind == "ntm" else _adaptive)(model, batch)
+    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
+    recipe = CellRecipe(kind, kind == "adaptive" and model.adaptive, sizes, numbers, arrays)
+    reason = reason_against(recipe)
+    if reason:
+        raise ValueError(f"Engine: model must have sizes that fit each other, got {reason}")
+    return recipe
+
+
+def outputs(model: Any, example: tuple[Any, ...]) -> list[Tensor]:
+    """What an engine must give for the example: the output and the parts of the state."""
+    with torch.no_grad():
+        found = model(*example)
+    return [found.output, *flat(found.state)]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+
+
+def _require_plain(name: str, kind: type[nn.Module], *modules: nn.Module) -> None:
+    if not is_plain(kind, *modules):
+        expected = f"torch.nn.{kind.__name__} without hooks and parametrizations"
+        raise ValueError(f"Engine: model must have {name} of {expected}, got another")
+
+
+def _ntm(model: NTM, batch: int) -> tuple[Sizes, Numbers, Arrays]:
+    controller, heads, layout = model.controller, model.heads, model.layout
+    if type(controller) not in CONTROLLERS.values() or not controller.is_plain():
+        raise ValueError(
+            "Engine: model must have a controller of torch's layers without hooks and parametrizations, "
+            f"got {type(controller).__name__}"
+        )
+    split = type(heads) is SplitHeads
+    start = model.initial_state(1).memory
+    arrays = {name: _array(x[0]) for name, x in start._asdict().items()}
+    arrays["memory"] = arrays["memory"].T
+    arrays |= _layers(controller.weights(), controller.inputs)
+    if split:
+        arrays["temperature"] = _array(heads.temperature).reshape(1)  # type: ignore[arg-type]
+        outputs = heads.sizes[1]  # type: ignore[union-attr,index]
+    else:
+        if type(heads) is not LinearHeads:
+            raise ValueError(f"Engine: model must have the published heads, got {type(heads).__name__}")
+        _require_plain("heads", nn.Linear, heads.to_interface, heads.to_output)
+        arrays |= {"interface": _array(heads.to_interface.weight), "output": _array(heads.to_output.weight)}
+        arrays |= {
+            "interface_bias": _array(heads.to_interface.bias),
+            "output_bias": _array(heads.to_output.bias),
+        }
+        outputs = heads.to_output.out_features
+    read, write, shift, *variant = layout.encoded
+    sizes = Sizes(
+        batch, controller.inputs, controller.size, controller.layers, outputs, controller.states,
+        start.memory.shape[1], layout.width, read, write, shift, *variant, controller.fed_back, int(split),
+    )  # fmt: skip
+    return sizes, Numbers(layout.eps, math.inf if model.clip is None else model.clip), arrays
+
+
+def _layers(layers: list[LayerWeights], inputs: int) -> Arrays:
+    found = {"from_input": _array(layers[0].inputs[:, :inputs])}
+    for i, layer in enumerate(layers):
+        parts = [_array(layer.inputs)[:, 0 if i else inputs :]]
+        if layer.recurrent is not None:
+            parts.append(_array(layer.recurrent))
+        found |= {f"layer{i}.recurrent": np.concatenate(parts, 1), f"layer{i}.bias": _array(layer.bias)}
+    return found
+
+
+def _adaptive(model: AdaptiveRecurrent, batch: int) -> tuple[Sizes, Numbers, Arrays]:
+    cell: Any = model.cell
+    _require_plain("a cell", model.cell_type, cell)
+    _require_plain("a readout", nn.Linear, model.readout)
+    weight, inputs, width = _array(cell.weight_ih), model.input_size, model.hidden_size
+    arrays = {
+        "from_input": weight[:, :inputs], "layer0.recurrent": _array(cell.weight_hh),
+        "layer0.bias": _array(cell.bias_ih) + _array(cell.bias_hh),
+        "output": _array(model.readout.weight), "output_bias": _array(model.readout.bias),
+        "flag": np.zeros(len(weight)), "halting": np.zeros(width), "halting_bias": np.zeros(1),
+    }  # fmt: skip
+    most = 1
+    if model.adaptive:
+        _require_plain("a halting unit", nn.Linear, model.halting)
+        arrays |= {"flag": weight[:, inputs], "halting": _array(model.halting.weight)[0]}
+        arrays["halting_bias"], most = _array(model.halting.bias), model.max_steps
+    sizes = Sizes(
+        batch, inputs, width, 1, model.output_size, 2 if model.cell_type is nn.LSTMCell else 1,
+        most=most, classes=model.digit_classes,
+    )  # fmt: skip
+    return sizes, Numbers(threshold=1 - model.epsilon), arrays
