@@ -74,7 +74,6 @@ def test_halted_samples_are_not_computed():
     engine = ctm_fast.Engine(model, x)
     ticks = engine(x).ticks
     assert engine.computed == ticks.sum() < ticks.max(1).sum() * 16
-    assert {1} < set(ticks.flat)
 
 
 @pytest.mark.parametrize("name", ["adaptive-rnn", "adaptive-lstm", "adaptive-rnn-digits"])

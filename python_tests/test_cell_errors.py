@@ -25,11 +25,13 @@ def test_training_mode(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_examples_that_are_no_tensors(name):
+def test_examples_that_are_not_one_tensor(name):
     model, x = build(name)
-    for example, found in ((x.numpy(), "ndarray"), ((), "none")):
-        with refuses(TypeError, f"example_inputs must begin with a tensor, got {found}"):
+    for example, found in ((x.numpy(), "ndarray"), ((), ""), ((x, x), "Tensor, Tensor")):
+        with refuses(TypeError, rf"example_inputs must be one tensor, got \({found}\)"):
             ctm_fast.Engine(model, example)
+    with refuses(ValueError, r"example_inputs must have shape \(T, B, I\) or \(B, I\), got \(6,\)"):
+        ctm_fast.Engine(model, x[0, 0])
 
 
 @pytest.mark.parametrize("threads", [0, 2])

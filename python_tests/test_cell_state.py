@@ -94,3 +94,30 @@ def test_fewer_samples_than_the_example():
         engine.step(x[0])
     with pytest.raises(ValueError, match=r"^Engine: batch must be in \[1, 4\], that of the example, got 5$"):
         engine.reset(5)
+
+
+@pytest.mark.parametrize("name", ["lstm-layers", "ff", "adaptive-rnn", "adaptive-lstm"])
+@pytest.mark.parametrize("samples", [[2], [0, 1], np.array([True, False, True]), []], ids=str)
+def test_single_samples_start_anew(name, samples):
+    model, x = build(name)
+    engine = ctm_fast.Engine(model, x)
+    start = engine.get_state()
+    engine.step(x[0])
+    before = engine.get_state()
+    engine.reset(samples=samples)
+    renewed = {0, 2} if isinstance(samples, np.ndarray) else set(samples)
+    for first, old, found in zip(start, before, engine.get_state(), strict=True):
+        for b in range(3):
+            pick = b if first.shape[0] == 3 else (slice(None), b)  # of a controller (L, B, C)
+            assert np.array_equal(found[pick], (first if b in renewed else old)[pick])
+
+
+def test_samples_that_are_not_there():
+    model, x = build("lstm")
+    engine = ctm_fast.Engine(model, x)
+    with pytest.raises(IndexError, match=r"^Engine: samples must be in \[0, 3\), got 3$"):
+        engine.reset(samples=[3])
+    with pytest.raises(
+        TypeError, match=r"^Engine: batch must be left out where samples are given, got both$"
+    ):
+        engine.reset(2, samples=[0])

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 COUNTS = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
+from cell_cases import build
 from engine_cases import eval_model
 import ctm_fast
 from ctm_fast.engine import Halt
@@ -33,15 +34,26 @@ for taken, once, expected in zip(counters, [library.allocate_once, library.lock_
     taken()
     once()
     assert taken() == expected, "the counter does not count"
-for name in ("base", "base-energy", "base-unet", "sort", "qamnist", "rl"):
+CTMS = ["base", "base-energy", "base-unet", "sort", "qamnist", "rl"]
+CELLS = ["lstm", "split", "adaptive-lstm", "adaptive-rnn-digits"]
+
+def calls(name):
+    if name in CELLS:
+        model, x = build(name)
+        engine = ctm_fast.Engine(model, x)
+        return [lambda: engine(x), lambda: engine.step(x[0])]
     model, inputs = eval_model(name, batch=5)
     engine = ctm_fast.Engine(model, inputs)
     halts = [None] if name == "rl" else [None, Halt(certainty=0.2)]
+    return [lambda halt=halt: engine(*inputs, halt=halt) for halt in halts]
+
+for name in CTMS + CELLS:
+    each = calls(name)
     for taken in counters:
         taken()
-    for halt in halts:
+    for call in each:
         for _ in range(3):
-            engine(*inputs, halt=halt)
+            call()
     allocations, locks = (taken() for taken in counters)
     assert allocations == 0, f"{{name}} allocated {{allocations}} times"
     assert locks == 0, f"{{name}} took {{locks}} locks"

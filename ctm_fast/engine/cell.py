@@ -52,8 +52,8 @@ class CellEngine(BaseEngine[CellRecipe]):
     Args:
         model: ``ctm_fast.models.NTM``, ``AdaptiveRNN`` or ``AdaptiveLSTM``, in eval mode. Later changes of its weights
             are not seen.
-        example_inputs: arguments of its forward without mask or trace, a tensor or a tuple of them, with the largest
-            batch that the engine will see. The model's and the engine's results for them must agree.
+        example_inputs: an input of its forward, with the largest batch that the engine will see. The model's and the
+            engine's results for it must agree.
         threads, weights: 1 and "float32".
 
     The state between two steps is a tuple of float32 arrays, of which a model lacks some:
@@ -72,7 +72,7 @@ class CellEngine(BaseEngine[CellRecipe]):
 
         example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         self._prepare(cell_extract.extract(model, example), threads, weights)
-        expected = cell_extract.outputs(model, example)
+        expected = cell_extract.outputs(model, *example)
         found = self(*example)
         agreement.compare(expected, [found.output, *found.state])
         self.reset()
@@ -173,6 +173,10 @@ class CellEngine(BaseEngine[CellRecipe]):
         self._resize(batch)
         self._native.set_state(batch, tuple(given.get(name) for name in STATE))
 
+    def _resize(self, batch: int) -> None:
+        super()._resize(batch)
+        self._shapes = self._recipe.state_shapes(batch)
+
     def _read(self, x: Any, ranks: tuple[int, ...]) -> np.ndarray:
         found, inputs = as_array(x), self._recipe.sizes.inputs
         if found.dtype != np.float32 and found.dtype.kind not in "fiub":
@@ -185,7 +189,7 @@ class CellEngine(BaseEngine[CellRecipe]):
     def _state(self) -> tuple[State, tuple[np.ndarray | None, ...]]:
         """Memory for the state, as it is returned and as native code fills it."""
         given = {}
-        for name, shape in self._recipe.state_shapes(self._batch).items():
+        for name, shape in self._shapes.items():
             given[name] = np.empty(shape if name != "memory" else (shape[0], shape[2], shape[1]), np.float32)
         state = tuple(part.swapaxes(1, 2) if name == "memory" else part for name, part in given.items())
         return state, tuple(given.get(name) for name in STATE)

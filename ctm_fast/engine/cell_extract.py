@@ -25,17 +25,20 @@ def is_cell(model: object) -> bool:
 
 
 def extract(model: Any, example: tuple[Any, ...]) -> CellRecipe:
-    """The recipe of a model; ``example`` are arguments of its forward, of the largest batch.
+    """The recipe of a model; ``example`` holds an input of its forward, of the largest batch.
 
     Raises:
-        TypeError: the example is no tensor.
+        TypeError: the example is not one tensor.
         ValueError: parts of the model are others than this package builds; the message says which.
     """
     if model.training:
         raise ValueError("Engine: model must be in eval mode (model.eval()), got one in training mode")
-    if not example or not isinstance(example[0], Tensor):
-        found = type(example[0]).__name__ if example else "none"
-        raise TypeError(f"Engine: example_inputs must begin with a tensor, got {found}")
+    if len(example) != 1 or not isinstance(example[0], Tensor):
+        found = ", ".join(type(x).__name__ for x in example)
+        raise TypeError(f"Engine: example_inputs must be one tensor, got ({found})")
+    if example[0].dim() < 2:
+        shape = tuple(example[0].shape)
+        raise ValueError(f"Engine: example_inputs must have shape (T, B, I) or (B, I), got {shape}")
     batch = example[0].shape[-2]
     kind = "ntm" if isinstance(model, NTM) else "adaptive"
     with torch.no_grad():
@@ -48,10 +51,10 @@ def extract(model: Any, example: tuple[Any, ...]) -> CellRecipe:
     return recipe
 
 
-def outputs(model: Any, example: tuple[Any, ...]) -> list[Tensor]:
-    """What an engine must give for the example: the output and the parts of the state."""
+def outputs(model: Any, x: Tensor) -> list[Tensor]:
+    """What an engine must give: the output and the parts of the state."""
     with torch.no_grad():
-        found = model(*example)
+        found = model(x)
     return [found.output, *flat(found.state)]
 
 
