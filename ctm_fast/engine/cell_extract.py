@@ -75,30 +75,30 @@ def _ntm(model: NTM, batch: int) -> tuple[Sizes, Numbers, Arrays]:
             "Engine: model must have a controller of torch's layers without hooks and parametrizations, "
             f"got {type(controller).__name__}"
         )
-    split = type(heads) is SplitHeads
     start = model.initial_state(1).memory
     arrays = {name: _array(x[0]) for name, x in start._asdict().items()}
     arrays["memory"] = arrays["memory"].T
-    arrays |= _layers(controller.weights(), controller.inputs)
-    if split:
-        arrays["temperature"] = _array(heads.temperature).reshape(1)  # type: ignore[arg-type]
-        outputs = heads.sizes[1]  # type: ignore[union-attr,index]
-    else:
-        if type(heads) is not LinearHeads:
-            raise ValueError(f"Engine: model must have the published heads, got {type(heads).__name__}")
-        _require_plain("heads", nn.Linear, heads.to_interface, heads.to_output)
-        arrays |= {"interface": _array(heads.to_interface.weight), "output": _array(heads.to_output.weight)}
-        arrays |= {
-            "interface_bias": _array(heads.to_interface.bias),
-            "output_bias": _array(heads.to_output.bias),
-        }
-        outputs = heads.to_output.out_features
-    read, write, shift, *variant = layout.encoded
+    arrays |= _layers(controller.weights(), controller.inputs) | _heads(heads)
+    split = isinstance(heads, SplitHeads)
+    outputs = heads.sizes[1] if isinstance(heads, SplitHeads) else heads.to_output.out_features
+    read, write, shift, order, cosine, key, add, one_plus, shared = layout.encoded
     sizes = Sizes(
         batch, controller.inputs, controller.size, controller.layers, outputs, controller.states,
-        start.memory.shape[1], layout.width, read, write, shift, *variant, controller.fed_back, int(split),
+        start.memory.shape[1], layout.width, read, write, shift, order, cosine, key, add, one_plus, shared,
+        controller.fed_back, int(split),
     )  # fmt: skip
     return sizes, Numbers(layout.eps, math.inf if model.clip is None else model.clip), arrays
+
+
+def _heads(heads: LinearHeads | SplitHeads) -> Arrays:
+    if type(heads) is SplitHeads:
+        return {"temperature": _array(heads.temperature).reshape(1)}
+    if type(heads) is not LinearHeads:
+        raise ValueError(f"Engine: model must have the published heads, got {type(heads).__name__}")
+    _require_plain("heads", nn.Linear, heads.to_interface, heads.to_output)
+    found = {"interface": _array(heads.to_interface.weight), "output": _array(heads.to_output.weight)}
+    found["interface_bias"] = _array(heads.to_interface.bias)
+    return found | {"output_bias": _array(heads.to_output.bias)}
 
 
 def _layers(layers: list[LayerWeights], inputs: int) -> Arrays:

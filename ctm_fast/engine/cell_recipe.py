@@ -79,7 +79,7 @@ class CellRecipe:
         """Shape of every part of the state by name, in the order of csrc/cell.h."""
         n = self.sizes
         layers = (batch, n.width) if self.kind == "adaptive" else (n.layers, batch, n.width)
-        found = dict.fromkeys(("hidden", "cell")[: n.states], layers)
+        found: Shapes = dict.fromkeys(("hidden", "cell")[: n.states], layers)
         if self.kind == "ntm":
             found |= {"memory": (batch, n.slots, n.slot_width), "reads": (batch, n.read, n.slot_width)}
             found |= {"read_weights": (batch, n.read, n.slots), "write_weights": (batch, n.write, n.slots)}
