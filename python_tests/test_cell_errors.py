@@ -41,6 +41,12 @@ def test_threads(threads):
         ctm_fast.Engine(model, x, threads=threads)
 
 
+def test_weights():
+    model, x = build("adaptive-rnn")
+    with refuses(ValueError, "weights must be float32 for a model of kind adaptive, got int8"):
+        ctm_fast.Engine(model, x, weights="int8")
+
+
 class Own(nn.Linear):
     """A layer of somebody's own."""
 
