@@ -62,6 +62,40 @@ struct EngineWeights {
   const int32_t *action_left, *action_right, *left, *right;
 };
 
+// What lies before the recurrent part: a program over one matrix a sample. A stage turns a matrix (rows,
+// inputs) into (rows, width); the elements of the first stage are those of a sample.
+enum class FrontKind : int64_t {
+  embed,   // weight (count, width): sums one of its rows for every column of int32 indices; first only
+  linear,  // weight (width, inputs), bias (width)
+  add,     // weight (rows, width)
+  norm,    // LayerNorm: weight, bias (width)
+  glu,     // inputs = 2 width
+  relu,
+  gelu,  // the exact one
+  silu,
+  tanh,
+  turn,     // transposes, width = rows
+  attend,   // self-attention of `count` heads among the rows, each [query | key | value], inputs = 3 width
+  keep,     // remembers the matrix
+  residual  // adds the remembered one
+};
+
+struct EngineFrontStage {
+  FrontKind kind;
+  int64_t rows, inputs, width, count;
+  float eps;
+  const float *weight, *bias;
+};
+
+struct EngineFront {  // without stages there is nothing in front
+  const EngineFrontStage* stages;
+  int64_t count;
+};
+
+struct EngineFronts {
+  EngineFront tokens, given;  // gives a sample's (L, d); its F
+};
+
 // A sample stops after the first tick t, counted from 1, of at least min_ticks that ends `patience` ticks in
 // a row on which one rule held. Rules that are off have a threshold that nothing meets.
 struct EngineHalt {
@@ -76,8 +110,9 @@ enum class EngineReason : int32_t { last_tick, certainty, energy, convergence };
 
 struct EngineCall {
   int64_t batch, ticks, tokens, sets, given;  // of this call
-  const float* token_data;                    // (K, B, L, d)
-  const float* given_data;                    // (G, B, F)
+  bool raw;                                   // whether the data is to go through what lies in front
+  const float* token_data;  // (K, B, L, d); raw (K, B, elements of a sample, int32 where they are embedded)
+  const float* given_data;  // (G, B, F); raw likewise
   const int32_t* schedule;  // (T): k attends to the k-th tokens, -1 - g takes the g-th given
   EngineHalt halt;
   float *predictions, *certainties,
@@ -93,7 +128,8 @@ struct EngineRun {
 };
 
 struct EngineKernels {
-  void* (*make)(const EngineSizes&, const EngineStage*, int64_t stages, const EngineWeights&);
+  void* (*make)(const EngineSizes&, const EngineStage*, int64_t stages, const EngineWeights&,
+                const EngineFronts&);
   void (*destroy)(void*);
   EngineRun (*run)(void*, const EngineCall&);
   // Histories (B, M, D) of a stateful engine, the oldest first; null resets them to the learned start.

@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "denormals.h"
+#include "engine_front.h"
 #include "engine_memory.h"
 #include "engine_output.h"
 #include "parallel.h"
@@ -13,28 +14,57 @@ namespace {
 // Samples [first, first + rows) of a call, on one thread.
 struct Ticks {
   Samples& s;
+  const Fronts& fronts;
+  const FrontMemory& memory;
   const EngineCall& call;
   int64_t first, rows, computed = 0;
 
   const EngineSizes& n() const { return s.net.n; }
 
+  // Numbers of a sample in one plane of the call's inputs.
+  int64_t token_elements() const { return elements(fronts.tokens, call.tokens * n().width); }
+  int64_t given_elements() const { return elements(fronts.given, n().features); }
+  int64_t elements(const Front& f, int64_t behind) const { return is_raw(f) ? f.inputs() : behind; }
+  bool is_raw(const Front& f) const { return call.raw && !f.empty(); }
+
   bool check() const {
-    const int64_t tokens = call.tokens * n().width, features = n().features;
-    for (int64_t k = 0; k < call.sets; ++k)
-      if (!finite(rows * tokens, call.token_data + (k * call.batch + first) * tokens)) return false;
-    for (int64_t g = 0; g < call.given; ++g)
-      if (!finite(rows * features, call.given_data + (g * call.batch + first) * features)) return false;
+    return is_finite(fronts.tokens, call.sets, call.token_data, token_elements()) &&
+           is_finite(fronts.given, call.given, call.given_data, given_elements());
+  }
+
+  bool is_finite(const Front& f, int64_t planes, const float* data, int64_t size) const {
+    if (is_raw(f) && f.embeds()) return true;
+    for (int64_t i = 0; i < planes; ++i)
+      if (!finite(rows * size, data + (i * call.batch + first) * size)) return false;
     return true;
+  }
+
+  // Calls body(first row, rows, what the recurrent part reads of them) over all rows of one plane.
+  template <class Body>
+  void behind(const Front& f, const float* data, int64_t size, const Body& body) const {
+    if (!is_raw(f)) return body(0, rows, data);
+    for (int64_t b = 0; b < rows; b += memory.samples) {
+      const int64_t count = std::min(memory.samples, rows - b);
+      Program program(f, memory, count);
+      body(b, count, program.run(data + b * size));
+    }
   }
 
   void begin() {
     for (int64_t b = 0; b < rows; ++b) s.id[b] = static_cast<int32_t>(b);
     clear(s.streak, rows * kRules);
+    const int64_t given = given_elements(), tokens = token_elements(), L = call.tokens * n().width;
     for (int64_t g = 0; g < call.given; ++g)
-      apply(s.net.from_given, rows, call.given_data + (g * call.batch + first) * n().features, n().features,
-            s.constant + g * s.capacity * s.net.from_given.outputs);
+      behind(fronts.given, call.given_data + (g * call.batch + first) * given, given,
+             [&](int64_t b, int64_t count, const float* x) {
+               const int64_t outputs = s.net.from_given.outputs;
+               apply(s.net.from_given, count, x, n().features, s.constant + (g * s.capacity + b) * outputs);
+             });
     for (int64_t k = 0; k < call.sets; ++k)
-      for (int64_t b = 0; b < rows; ++b) project(k, b);
+      behind(fronts.tokens, call.token_data + (k * call.batch + first) * tokens, tokens,
+             [&](int64_t b, int64_t count, const float* x) {
+               for (int64_t i = 0; i < count; ++i) project(k, b + i, x + i * L);
+             });
     if (n().stateful) return;
     s.oldest = 0;
     for (int64_t b = 0; b < rows; ++b) start(b);
@@ -49,10 +79,9 @@ struct Ticks {
   }
 
   // Keys and values (2 d, L) of one sample's tokens, which are packed as weights are.
-  void project(int64_t set, int64_t b) {
+  void project(int64_t set, int64_t b, const float* tokens) {
     constexpr int64_t P = kPanel<float>;
     const int64_t d = n().width, L = call.tokens;
-    const float* tokens = call.token_data + (set * call.batch + first + b) * L * d;
     float* out = s.keys + (set * s.capacity + b) * 2 * d * n().tokens;
     for (int64_t panel = 0; panel < panel_count<float>(L); ++panel) {
       const int64_t at = panel * P, left = L - at;
@@ -120,23 +149,28 @@ struct Ticks {
   }
 };
 
-int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w) {
+int64_t weights_size(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w,
+                     const EngineFronts& f) {
   Packer counting(nullptr, static_cast<WeightType>(n.weights));
   Net(n, stages, count, w, counting);
+  Fronts(f, counting);
   return counting.used();
 }
 
 // Weights in one block, and the memory of every thread's samples in another.
 class Engine {
  public:
-  Engine(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w)
-      : weights_(weights_size(n, stages, count, w)),
+  Engine(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w,
+         const EngineFronts& f)
+      : weights_(weights_size(n, stages, count, w, f)),
         packer_(weights_.memory.data, static_cast<WeightType>(n.weights)),
         net_(n, stages, count, w, packer_),
+        fronts_(f, packer_),
         work_(n.threads * samples_size()) {
     for (int64_t i = 0; i < n.threads; ++i) {
       Arena<float> arena{work_.memory.data + i * samples_size()};
       samples_.emplace_back(net_, capacity(), arena);
+      memories_.emplace_back(fronts_, capacity(), arena);
     }
   }
 
@@ -181,7 +215,8 @@ class Engine {
   int64_t capacity() const { return (net_.n.batch + net_.n.threads - 1) / net_.n.threads; }
   int64_t samples_size() const {
     Arena<float> counting;
-    const Samples unused(net_, capacity(), counting);
+    const Samples samples(net_, capacity(), counting);
+    const FrontMemory memory(fronts_, capacity(), counting);
     return counting.used;
   }
   int64_t groups_of(int64_t batch) const { return batch < net_.n.threads ? batch : net_.n.threads; }
@@ -189,8 +224,8 @@ class Engine {
 
   Ticks ticks(const EngineCall& call, int64_t group) {
     const int64_t groups = groups_of(call.batch), first = first_of(group, groups, call.batch);
-    return {samples_[static_cast<size_t>(group)], call, first,
-            first_of(group + 1, groups, call.batch) - first};
+    const size_t i = static_cast<size_t>(group);
+    return {samples_[i], fronts_, memories_[i], call, first, first_of(group + 1, groups, call.batch) - first};
   }
 
   template <class Body>
@@ -204,12 +239,15 @@ class Engine {
   const Pages weights_;
   Packer packer_;
   const Net net_;
+  const Fronts fronts_;
   const Pages work_;
   std::vector<Samples> samples_;
+  std::vector<FrontMemory> memories_;
 };
 
-void* make(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w) {
-  return new Engine(n, stages, count, w);
+void* make(const EngineSizes& n, const EngineStage* stages, int64_t count, const EngineWeights& w,
+           const EngineFronts& f) {
+  return new Engine(n, stages, count, w, f);
 }
 
 void destroy(void* engine) { delete static_cast<Engine*>(engine); }

@@ -5,7 +5,9 @@ namespace {
 
 using Sizes = std::array<int64_t, 21>;  // the members of EngineSizes, in order
 using Stage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double, double>;  // up to the weights
-using Counts = std::array<int64_t, 5>;                                 // batch, ticks, tokens, sets, given
+using FrontStage = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, double>;     // likewise
+using FrontStages = std::vector<FrontStage>;
+using Counts = std::array<int64_t, 6>;  // batch, ticks, tokens, sets, given, raw
 using Halt = std::tuple<float, float, float, int64_t, int64_t, bool>;  // the members of EngineHalt
 
 EngineStage stage_of(const Stage& values, const std::string& name, Arrays& a) {
@@ -46,17 +48,46 @@ EngineWeights weights_of(const EngineSizes& n, const std::vector<EngineStage>& s
   return w;
 }
 
+EngineFrontStage front_stage_of(const FrontStage& values, const std::string& name, Arrays& a) {
+  EngineFrontStage s = {};
+  s.kind = static_cast<FrontKind>(std::get<0>(values));
+  s.rows = std::get<1>(values), s.inputs = std::get<2>(values);
+  s.width = std::get<3>(values), s.count = std::get<4>(values);
+  s.eps = static_cast<float>(std::get<5>(values));
+  const bool linear = s.kind == FrontKind::linear, norm = s.kind == FrontKind::norm;
+  const int64_t rows = linear                       ? s.inputs
+                       : s.kind == FrontKind::embed ? s.count
+                       : s.kind == FrontKind::add   ? s.rows
+                                                    : norm;
+  s.weight = a.get(name + "weight", rows * s.width),
+  s.bias = a.get(name + "bias", (linear || norm) * s.width);
+  return s;
+}
+
+std::vector<EngineFrontStage> front_of(const FrontStages& stages, const std::string& name, Arrays& a) {
+  std::vector<EngineFrontStage> found;
+  for (const FrontStage& s : stages)
+    found.push_back(front_stage_of(s, name + std::to_string(found.size()) + ".", a));
+  return found;
+}
+
 // An engine with its kernels: those of the SIMD level in use when it was made.
 class EngineHandle {
  public:
-  EngineHandle(const Sizes& sizes, const std::vector<Stage>& stages, const py::dict& named)
+  EngineHandle(const Sizes& sizes, const std::vector<Stage>& stages, const std::array<FrontStages, 2>& fronts,
+               const py::dict& named)
       : kernels_(*kernels().engine), n_(made<EngineSizes>(sizes)) {
     Arrays arrays(named, n_.weights);
     std::vector<EngineStage> found;
     for (const Stage& s : stages)
       found.push_back(stage_of(s, "stage" + std::to_string(found.size()) + ".", arrays));
     const EngineWeights weights = weights_of(n_, found, arrays);
-    engine_ = kernels_.make(n_, found.data(), static_cast<int64_t>(found.size()), weights);
+    const auto tokens = front_of(fronts[0], "tokens_front", arrays);
+    const auto given = front_of(fronts[1], "given_front", arrays);
+    raw_ = {raw_size(tokens), raw_size(given)};
+    engine_ = kernels_.make(n_, found.data(), static_cast<int64_t>(found.size()), weights,
+                            {{tokens.data(), static_cast<int64_t>(tokens.size())},
+                             {given.data(), static_cast<int64_t>(given.size())}});
     if (n_.stateful) kernels_.set_state(engine_, n_.batch, nullptr, nullptr);
   }
   EngineHandle(const EngineHandle&) = delete;
@@ -68,13 +99,15 @@ class EngineHandle {
   // finite.
   int64_t run(const Counts& counts, const std::array<py::object, 3>& inputs, const Halt& halt,
               const std::array<py::object, 8>& outputs) {
-    const auto [B, T, L, K, G] = counts;
+    const auto [B, T, L, K, G, raw] = counts;
     Buffers held;
     EngineCall c = {};
-    c.batch = B, c.ticks = T, c.tokens = L, c.sets = K, c.given = G;
+    c.batch = B, c.ticks = T, c.tokens = L, c.sets = K, c.given = G, c.raw = raw;
     c.halt = made<EngineHalt>(halt);
-    c.token_data = held.get<const float>("tokens", inputs[0], K * B * L * n_.width);
-    c.given_data = held.get<const float>("given", inputs[1], G * B * n_.features);
+    c.token_data =
+        held.get<const float>("tokens", inputs[0], K * B * (raw && raw_[0] ? raw_[0] : L * n_.width));
+    c.given_data =
+        held.get<const float>("given", inputs[1], G * B * (raw && raw_[1] ? raw_[1] : n_.features));
     c.schedule = held.get<const int32_t>("schedule", inputs[2], T);
     const int64_t rows = n_.stateful ? 0 : T * B, once = n_.stateful ? 0 : B;
     c.predictions = held.get<float>("predictions", outputs[0], rows * n_.classes);
@@ -108,8 +141,13 @@ class EngineHandle {
   }
 
  private:
+  static int64_t raw_size(const std::vector<EngineFrontStage>& stages) {
+    return stages.empty() ? 0 : stages[0].rows * stages[0].inputs;
+  }
+
   const EngineKernels& kernels_;
   const EngineSizes n_;
+  std::array<int64_t, 2> raw_ = {};  // elements of a sample before the fronts of tokens and given inputs
   void* engine_ = nullptr;
   std::atomic<bool> busy_{false};
 };
@@ -118,7 +156,8 @@ class EngineHandle {
 
 void bind_engine(py::module_& m) {
   py::class_<EngineHandle>(m, "Engine")
-      .def(py::init<const Sizes&, const std::vector<Stage>&, const py::dict&>())
+      .def(py::init<const Sizes&, const std::vector<Stage>&, const std::array<FrontStages, 2>&,
+                    const py::dict&>())
       .def("run", &EngineHandle::run)
       .def("set_state", &EngineHandle::set_state)
       .def("get_state", &EngineHandle::get_state);

@@ -68,20 +68,23 @@ class Packer {
     return to;
   }
   Map map(int64_t outputs, int64_t inputs, const EngineMatrix& m, const float* bias) {
+    return map(type_, outputs, inputs, m, bias);
+  }
+  Map map(WeightType type_of, int64_t outputs, int64_t inputs, const EngineMatrix& m, const float* bias) {
     const int64_t panels = panel_count<float>(outputs);
-    float* scale = arena_.take(type_ == WeightType::i8 ? panels * kPanel<float> : 0);
+    float* scale = arena_.take(type_of == WeightType::i8 ? panels * kPanel<float> : 0);
     if (scale && m.scale) {
       clear(scale, panels * kPanel<float>);
       copy(outputs, m.scale, scale);
     }
-    const void* blocks = with_type(type_, [&](auto type) -> const void* {
+    const void* blocks = with_type(type_of, [&](auto type) -> const void* {
       using W = decltype(type);
       W* to = arena_.take<W>(panels * kPanel<float> * inputs);
       for (int64_t panel = 0; to && panel < panels; ++panel)
         pack_panel<float>(panel, outputs, inputs, static_cast<const W*>(m.data), inputs, 1, to);
       return to;
     });
-    return {type_, outputs, inputs, blocks, scale, keep(outputs, bias)};
+    return {type_of, outputs, inputs, blocks, scale, keep(outputs, bias)};
   }
   Models models(const NlmSizes& n, const EngineWeights& w) {
     return with_type(type_, [&](auto type) {

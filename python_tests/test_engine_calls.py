@@ -23,8 +23,10 @@ HERE = Path(__file__).parent
 COUNTS = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
+import torch
 from cell_cases import build
 from engine_cases import eval_model
+from front_cases import ENCODERS, attending
 import ctm_fast
 from ctm_fast.engine import Halt
 
@@ -34,15 +36,19 @@ for taken, once, expected in zip(counters, [library.allocate_once, library.lock_
     taken()
     once()
     assert taken() == expected, "the counter does not count"
-CTMS = ["base", "base-energy", "base-unet", "sort", "qamnist", "rl"]
+CTMS = ["base", "base-energy", "base-unet", "sort", "qamnist", "rl", "encoder"]
 CELLS = ["lstm", "split", "adaptive-lstm", "adaptive-rnn-digits"]
+
+def encoder():
+    layers = [torch.nn.Embedding(9, 4), torch.nn.GELU(), torch.nn.Linear(4, 12), ENCODERS["encoder"]()]
+    return attending(torch.nn.Sequential(*layers), torch.randint(0, 9, (5, 5)))
 
 def calls(name):
     if name in CELLS:
         model, x = build(name)
         engine = ctm_fast.Engine(model, x)
         return [lambda: engine(x), lambda: engine.step(x[0])]
-    model, inputs = eval_model(name, batch=5)
+    model, inputs = encoder() if name == "encoder" else eval_model(name, batch=5)
     engine = ctm_fast.Engine(model, inputs)
     halts = [None] if name == "rl" else [None, Halt(certainty=0.2)]
     return [lambda halt=halt: engine(*inputs, halt=halt) for halt in halts]
@@ -89,7 +95,7 @@ def test_the_gil_is_free_during_a_call():
     """Two threads call one engine: that the second one finds it at work means that the first let it run."""
     model, inputs = eval_model("base-wide", batch=16, iterations=60)
     engine = ctm_fast.Engine(model, inputs)
-    tokens = engine._features(*inputs).tokens[0]
+    features = engine._features(*inputs).tokens[0]
     refused = threading.Event()
 
     def call():
@@ -97,7 +103,7 @@ def test_the_gil_is_free_during_a_call():
             if refused.is_set():
                 return
             try:
-                engine(tokens)
+                engine(features)
             except RuntimeError as error:
                 if str(error).startswith("Engine: one call at a time must run"):
                     refused.set()
@@ -113,13 +119,13 @@ def test_the_gil_is_free_during_a_call():
 def test_engines_in_several_threads_do_not_meet():
     model, inputs = eval_model("base-energy", batch=4)
     engines_ = [ctm_fast.Engine(model, inputs) for _ in range(4)]
-    tokens = engines_[0]._features(*inputs).tokens[0]
-    truth = engines_[0](tokens).predictions
+    features = engines_[0]._features(*inputs).tokens[0]
+    truth = engines_[0](features).predictions
     wrong = []
 
     def call(engine):
         for _ in range(50):
-            if not np.array_equal(engine(tokens).predictions, truth):
+            if not np.array_equal(engine(features).predictions, truth):
                 wrong.append(engine)
 
     threads = [threading.Thread(target=call, args=(engine,)) for engine in engines_]
@@ -183,12 +189,12 @@ def live_bytes():
 def test_thousands_of_engines_leave_no_memory(tmp_path):
     model, inputs = eval_model("base-energy")
     engine = ctm_fast.Engine(model, inputs)
-    tokens = engine._features(*inputs).tokens[0]
+    features = engine._features(*inputs).tokens[0]
     engine.save(tmp_path / "engine")
 
     def cycles(count):
         for _ in range(count):
-            engines.load(tmp_path / "engine")(tokens)
+            engines.load(tmp_path / "engine")(features)
 
     cycles(100)
     before = live_bytes()

@@ -6,11 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import small_ctm
 import torch
 from engine_cases import damaged, eval_model
 
 import ctm_fast
 from ctm_fast import engine as engines
+from ctm_fast.models import presets
 
 NAMES = ["base-energy", "sort", "qamnist", "rl"]
 
@@ -19,19 +21,14 @@ def features(name, batch=3):
     """An engine, and the arrays that it reads without its model."""
     model, inputs = eval_model(name, batch=batch)
     engine = ctm_fast.Engine(model, inputs)
+    first, *others = inputs
     with torch.no_grad():
         if name == "qamnist":
-            digits, question = inputs
-            tokens = torch.stack([model.compute_features(x) for x in digits.unbind(1)], 1)
-            steps = [
-                (model.operator_backbone if t // 2 % 2 else model.index_backbone)(question[:, t])
-                for t in range(question.shape[1])
-            ]
-            arrays = (tokens, torch.stack(steps, 1))
-        elif name == "rl":
-            arrays = (model.compute_features(inputs[0]),)
+            arrays = (torch.stack([model.backbone_digit(x) for x in first.unbind(1)], 1), *others)
+        elif name.startswith("base"):
+            arrays = (model.backbone(first),)
         else:
-            arrays = (model.compute_features(inputs[0]) if name != "sort" else inputs[0],)
+            arrays = (first,)
     return engine, inputs, tuple(x.numpy() for x in arrays)
 
 
@@ -70,24 +67,63 @@ import numpy as np
 import ctm_fast.engine
 from ctm_fast.engine import Halt
 
-engine = ctm_fast.engine.load(sys.argv[1])
 arrays = np.load(sys.argv[2])
-found = engine(arrays["x"], halt=Halt(certainty=float(arrays["threshold"])))
-np.testing.assert_array_equal(found.predictions, arrays["predictions"])
+engine = ctm_fast.engine.load(sys.argv[1])
+inputs = [arrays[f"input{i}"] for i in range(len(engine.inputs))]
+if engine.kind == "rl":
+    for step in range(3):
+        np.testing.assert_array_equal(engine.step(*inputs)[0], arrays["steps"][step])
+else:
+    found = engine(*inputs, halt=Halt(certainty=float(arrays["threshold"])))
+    np.testing.assert_array_equal(found.predictions, arrays["predictions"])
 assert ctm_fast.Engine is ctm_fast.engine.Engine
 assert "torch" not in sys.modules
 """
 
 
-def test_load_and_run_without_torch(tmp_path):
-    engine, _, (tokens,) = features("base-energy")
-    threshold = float(np.median(engine(tokens).certainties[:, 1]))
-    found = engine(tokens, halt=engines.Halt(certainty=threshold))
+def without_torch(tmp_path, engine, inputs, **results):
+    """Runs a saved engine on these arrays where torch cannot be imported."""
     engine.save(tmp_path / "engine")
-    np.savez(tmp_path / "arrays.npz", x=tokens, predictions=found.predictions, threshold=threshold)
+    arrays = {f"input{i}": x for i, x in enumerate(inputs)}
+    np.savez(tmp_path / "arrays.npz", **arrays, **results)
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "engine"), str(tmp_path / "arrays.npz")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", ["base-energy", "qamnist"])
+def test_load_and_run_without_torch(name, tmp_path):
+    engine, _, arrays = features(name)
+    threshold = float(np.median(engine(*arrays).certainties[:, 1]))
+    found = engine(*arrays, halt=engines.Halt(certainty=threshold))
+    without_torch(tmp_path, engine, arrays, predictions=found.predictions, threshold=threshold)
+
+
+def raw_parity():
+    """Signs, embedded natively."""
+    model, x = small_ctm.build().eval(), small_ctm.signs(3)
+    with torch.no_grad():
+        model(x)
+    return model, (x,)
+
+
+def test_a_models_input_without_torch(tmp_path):
+    model, inputs = raw_parity()
+    engine = ctm_fast.Engine(model, inputs)
+    found = engine(*inputs, halt=engines.Halt(certainty=0.5))
+    results = {"predictions": found.predictions, "threshold": 0.5}
+    without_torch(tmp_path, engine, [x.numpy() for x in inputs], **results)
+
+
+@pytest.mark.parametrize("preset", ["cartpole_ctm_2", "4rooms_ctm_1"])
+def test_observations_without_torch(preset, tmp_path):
+    torch.manual_seed(0)
+    model, (x,) = presets.build(preset).recurrent_model.eval(), presets.example_inputs(preset)
+    with torch.no_grad():
+        model(x, model.initial_state(1))
+    engine = ctm_fast.Engine(model, (x,))
+    truth = [engine.step(x)[0] for _ in range(3)]
+    without_torch(tmp_path, engine, [x.numpy()], steps=np.stack(truth))
 
 
 def test_the_file_is_a_safetensors_file(tmp_path):
@@ -195,6 +231,63 @@ def test_another_version_is_refused(tmp_path):
     damaged(tmp_path / "engine", lambda header, _: header["__metadata__"].update(version="2"))
     with pytest.raises(ValueError, match="of version 1, got version 2"):
         engines.load(tmp_path / "engine")
+
+
+FRONT_CHANGES = {
+    "front-missing": lambda _, config: config.pop("fronts"),
+    "front-of-another-name": lambda _, config: config["fronts"].update(action_front=None),
+    "stages": lambda _, config: config["fronts"]["tokens_front"].update(stages=[]),
+    "kind": lambda _, config: stage(config, 1).update(kind="convolve"),
+    "rows": lambda _, config: stage(config, 1).update(rows=5),
+    "zero": lambda _, config: stage(config, 1).update(rows=0),
+    "huge": lambda _, config: stage(config, 0).update(count=1 << 60),
+    "negative": lambda _, config: stage(config, 0).update(count=-1),
+    "width": lambda _, config: stage(config, 2).update(width=4, inputs=4),
+    "attend-without-heads": lambda _, config: stage(config, 1).update(kind="attend"),
+    "residual": lambda _, config: stage(config, 1).update(kind="residual"),
+    "embed-later": lambda _, config: stage(config, 1).update(kind="embed"),
+    "reads": lambda _, config: config["fronts"]["tokens_front"].update(reads="floats"),
+    "reads-other": lambda _, config: config["fronts"]["tokens_front"].update(reads="words"),
+    "ends": lambda _, config: config["fronts"]["tokens_front"].update(ends=[3]),
+    "name": lambda _, config: config["fronts"]["tokens_front"].update(name="y"),
+    "shape": lambda _, config: config["fronts"]["tokens_front"].update(shape=[3, 3]),
+    "question": lambda _, config: config.update(question={"positions": 1, "operators": 1, "ticks": 1}),
+    "array": lambda header, _: header.pop("tokens_front1.weight"),
+    "array-shape": lambda header, _: header["tokens_front0.weight"].update(shape=[8, 2]),
+}
+
+
+def stage(config, i):
+    """A stage of the front of tokens: embed, add, norm."""
+    return config["fronts"]["tokens_front"]["stages"][i]
+
+
+@pytest.mark.parametrize("change", FRONT_CHANGES)
+def test_inconsistent_fronts_are_refused(change, tmp_path):
+    engine = ctm_fast.Engine(*raw_parity())
+    path = tmp_path / "engine"
+    engine.save(path)
+    damaged(path, FRONT_CHANGES[change])
+    with pytest.raises(ValueError, match=r"^load: path must be a whole engine's file, got "):
+        engines.load(path)
+
+
+QUESTIONS = {
+    "none": lambda config: config.update(question=None),
+    "positions": lambda config: config["question"].update(positions=10_000),
+    "ticks": lambda config: config["question"].update(ticks=0),
+    "without-front": lambda config: config["fronts"].update(given_front=None),
+}
+
+
+@pytest.mark.parametrize("change", QUESTIONS)
+def test_inconsistent_questions_are_refused(change, tmp_path):
+    engine, *_ = features("qamnist")
+    path = tmp_path / "engine"
+    engine.save(path)
+    damaged(path, lambda _, config: QUESTIONS[change](config))
+    with pytest.raises(ValueError, match=r"^load: path must be a whole engine's file, got "):
+        engines.load(path)
 
 
 def test_indices_outside_the_neurons_are_refused(tmp_path):

@@ -22,6 +22,7 @@ from ctm_fast.engine import agreement, extract
 from ctm_fast.engine.engine import Engine, State
 from ctm_fast.engine.halt import EngineResult, Halt, Reason
 from ctm_fast.engine.inputs import as_array
+from ctm_fast.engine.recipe import Input
 from ctm_fast.engine.weights import FLOAT32
 from ctm_fast.halting import halted
 
@@ -59,6 +60,12 @@ class CudaEngine(Engine):
         self._calls: dict[Shapes, _Call] = {}
         self.computed = 0
         agreement.verify(self, model, example)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What the model's forward takes."""
+        named = zip(("x", "question"), self._example, strict=False)
+        return tuple(Input(name, (None,) * x.dim(), str(x.dtype).removeprefix("torch.")) for name, x in named)
 
     def _think(self, inputs: tuple[Any, ...], halt: Halt | None) -> EngineResult:
         call, arrays = self._call(inputs)

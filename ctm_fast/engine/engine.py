@@ -15,7 +15,7 @@ from ctm_fast.engine.cell import CellEngine
 from ctm_fast.engine.cell_recipe import CellRecipe
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
 from ctm_fast.engine.inputs import Inputs, as_array, check, chosen, from_arrays
-from ctm_fast.engine.recipe import Recipe
+from ctm_fast.engine.recipe import Input, Recipe
 from ctm_fast.files import PathLike
 
 if TYPE_CHECKING:
@@ -47,13 +47,23 @@ class Engine(BaseEngine[Recipe]):
             they are read: activations and sums stay float32. With these, the float32 engine is compared with the model
             and then the narrow one with it.
 
-    Call an engine with torch tensors as the model: what lies before the recurrent part runs in torch, in the model. Or
-    with NumPy arrays, as an engine from a file is called:
+    Call an engine with torch tensors as the model, or with NumPy arrays of what :attr:`inputs` names; an engine from a
+    file takes arrays. What lies before the recurrent part runs natively as well, as far as it is made of layers that
+    the engine knows; what lies before these runs in torch, in the model, and its results are what arrays hold:
 
-    - base: tokens (B, L, d), behind the key-value projection;
-    - sort: numbers (B, N);
-    - QAMNIST: tokens (B, digit ticks, L, d) of each digit tick, and the embedded question (B, question ticks, d);
-    - reinforcement learning: features (B, F), behind the backbone.
+    - "x": the model's input. Sorting; the parity backbone, no backbone, or one of known layers; the backbones of
+      reinforcement learning. Values as the model takes them: observations, signs, or whole numbers that are embedded.
+    - "features" of the backbone, where that has other layers, such as convolutions: (B, C, H, W) for image models,
+      (B, digit ticks, C, H, W) for QAMNIST, (B, F) behind a backbone for reinforcement learning. Positional embedding
+      and key-value projection follow natively.
+    - "question" of QAMNIST: tokens (B, question ticks), positions from 0 and operators from -1 down.
+    - "tokens" (B, L, d) behind the key-value projection, and for QAMNIST (B, digit ticks, L, d) with an embedded
+      "question" (B, question ticks, d), where the model brings them about otherwise.
+
+    Known layers: Linear, LayerNorm, GLU, ReLU, GELU (exact), SiLU, Tanh, Embedding, Flatten, Identity, Dropout,
+    TransformerEncoderLayer and TransformerEncoder (with ``batch_first``), ``ctm_fast.nn.EncoderLayer`` and ``Encoder``,
+    in any ``nn.Sequential`` of them. Every sample has the shape of the example's; tokens may be fewer. Tensors of
+    another shape go through the model up to the recurrent part, as far as that fits the example.
 
     A model on a CUDA device makes an engine there: inputs, ticks and results are one CUDA graph, arrays are what the
     model's forward takes, and halting is applied to the results of all ticks. A Neural Turing Machine or a network with
@@ -61,6 +71,7 @@ class Engine(BaseEngine[Recipe]):
 
     Raises:
         TypeError, ValueError: "Engine: argument must ..., got ...".
+        IndexError: a call's index lies outside its table.
     """
 
     difference: widths.Difference | None = None
@@ -100,7 +111,8 @@ class Engine(BaseEngine[Recipe]):
             raise ValueError(f"Engine: threads must be at least 1, got {threads}")
         self._recipe, self._features, self._threads = recipe, features, threads
         sizes = (*recipe.sizes, min(threads, recipe.sizes.batch), widths.WIDTHS.index(recipe.weights))
-        self._native = _C.Engine(sizes, recipe.native_stages(), recipe.arrays)
+        fronts = [front.native_stages() if front is not None else [] for front in recipe.fronts.values()]
+        self._native = _C.Engine(sizes, recipe.native_stages(), fronts, recipe.arrays)
         self._batch = recipe.sizes.batch  # of the state
         self.computed = 0
 
@@ -108,6 +120,11 @@ class Engine(BaseEngine[Recipe]):
     def weights(self) -> str:
         """Their width: "float32", "bfloat16" or "int8"."""
         return self._recipe.weights
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Name, shape and dtype of every array that a call takes, without a state."""
+        return self._recipe.inputs
 
     def __call__(self, *inputs: Any, halt: Halt | None = None) -> EngineResult:
         """Run all ticks, or until every sample has halted.
@@ -153,9 +170,8 @@ class Engine(BaseEngine[Recipe]):
         return read
 
     def _run(self, read: Inputs, halt: tuple[Any, ...], outputs: tuple[np.ndarray | None, ...]) -> None:
-        tokens, given, schedule = read
-        counts = (read.batch, len(schedule), tokens.shape[2], len(tokens), len(given))
-        self.computed = self._native.run(counts, (tokens, given, schedule), halt, outputs)
+        counts = (read.batch, len(read.schedule), read.length, len(read.tokens), len(read.given), read.raw)
+        self.computed = self._native.run(counts, read[:3], halt, outputs)
         if self.computed < 0:
             raise ValueError("Engine: inputs must be finite, got NaN or infinity")
 
@@ -192,8 +208,8 @@ class Engine(BaseEngine[Recipe]):
         """All ticks on one observation: (output synchronisation (B, S), state after it).
 
         Args:
-            x: an observation tensor of the model, or features (B, F); B as of the last :meth:`reset` or
-                :meth:`set_state`.
+            x: an observation as a tensor, or the array that :attr:`inputs` describes; B as of the last :meth:`reset`
+                or :meth:`set_state`.
         """
         self._require_state("step")
         read = self._read((x,))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ctm_fast import forward
 from ctm_fast.acceleration import recognise
+from ctm_fast.engine.front_models import with_fronts
 from ctm_fast.engine.inputs import Inputs
 from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
 from ctm_fast.loop import plan
@@ -55,7 +56,7 @@ def extract(model: nn.Module, example: tuple[Any, ...]) -> tuple[Recipe, Callabl
     if forward.is_lazy(model):
         raise ValueError("Engine: model must have run once, got one with lazy parameters")
     features = features_of(model, kind)
-    recipe = _recipe(model, kind, features(*example))
+    recipe, features = with_fronts(_recipe(model, kind, features(*example)), model, example, features)
     reason = reason_against(recipe)
     if reason:
         raise ValueError(f"Engine: model must have sizes that fit each other, got {reason}")
@@ -241,7 +242,8 @@ def _qamnist(model: Any, x: Tensor, z: Tensor) -> Inputs:
     given, question = forward._question(model, x, z)
     schedule = [*schedule, *(-1 - g for g in range(question))]
     schedule += [-1 - question] * model.iterations_for_answering
-    return Inputs(_numpy(torch.stack(tokens)), _numpy(given), np.array(schedule, np.int32))
+    sets = _numpy(torch.stack(tokens))
+    return Inputs(sets, _numpy(given), np.array(schedule, np.int32), sets.shape[2])
 
 
 def _rl(model: Any, x: Tensor, *_: Any) -> Inputs:

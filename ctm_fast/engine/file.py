@@ -11,7 +11,8 @@ import numpy as np
 
 from ctm_fast.engine import cell_recipe
 from ctm_fast.engine.cell_recipe import CellRecipe
-from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
+from ctm_fast.engine.front import Front, FrontStage
+from ctm_fast.engine.recipe import Question, Recipe, Sizes, Stage, reason_against
 from ctm_fast.files import PathLike, replacing
 
 FORMAT, VERSION = "ctm_fast.engine", "1"
@@ -101,20 +102,40 @@ def _checked_recipe(
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:
-    """All but the arrays, as JSON holds it."""
     config = {"kind": recipe.kind, "iterations": recipe.iterations, "sizes": recipe.sizes._asdict()}
-    return config | {"stages": [stage._asdict() for stage in recipe.stages], "weights": recipe.weights}
+    config |= {"stages": [stage._asdict() for stage in recipe.stages], "weights": recipe.weights}
+    config["fronts"] = {name: _front_config(front) for name, front in recipe.fronts.items()}
+    config["question"] = recipe.question._asdict() if recipe.question is not None else None
+    return config
 
 
 def _recipe(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Recipe:
     sizes = Sizes(**{name: int(value) for name, value in config["sizes"].items()})
     stages = tuple(_stage(**stage) for stage in config["stages"])
-    return Recipe(
-        str(config["kind"]), int(config["iterations"]), sizes, stages, arrays, str(config["weights"])
-    )
+    fronts = {name: _front(**x) if x is not None else None for name, x in config["fronts"].items()}
+    question = config["question"]
+    if question is not None:
+        question = Question(**{name: int(value) for name, value in question.items()})
+    kind, iterations, weights = str(config["kind"]), int(config["iterations"]), str(config["weights"])
+    return Recipe(kind, iterations, sizes, stages, arrays, weights, question=question, **fronts)
 
 
 def _stage(kind: str, eps: float, outer_eps: float, **sizes: int) -> Stage:
     return Stage(
         str(kind), eps=float(eps), outer_eps=float(outer_eps), **{k: int(v) for k, v in sizes.items()}
     )
+
+
+def _front_config(front: Front | None) -> dict[str, Any] | None:
+    if front is None:
+        return None
+    return {**vars(front), "stages": [stage._asdict() for stage in front.stages]}
+
+
+def _front(name: str, reads: str, shape: list[int], ends: list[int], stages: list[dict[str, Any]]) -> Front:
+    sizes, ends_ = tuple(int(size) for size in shape), tuple(int(end) for end in ends)
+    return Front(str(name), str(reads), sizes, ends_, tuple(_front_stage(**stage) for stage in stages))
+
+
+def _front_stage(kind: str, eps: float, **sizes: int) -> FrontStage:
+    return FrontStage(str(kind), eps=float(eps), **{k: int(v) for k, v in sizes.items()})

@@ -10,28 +10,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctm_fast.engine.recipe import Recipe
+from ctm_fast.engine.front import Front
+from ctm_fast.engine.recipe import Input, Question, Recipe
 
 NO_TOKENS = np.empty((0, 0, 0, 0), np.float32)
 NO_GIVEN = np.empty((0, 0, 0), np.float32)
 
 
 class Inputs(NamedTuple):
-    """Tick t attends to ``tokens[k]`` for k = ``schedule[t]`` >= 0 and takes ``given[g]`` for -1 - g."""
+    """Tick t attends to ``tokens[k]`` for k = ``schedule[t]`` >= 0 and takes ``given[g]`` for -1 - g.
 
-    tokens: np.ndarray  # (K, B, L, d) float32
-    given: np.ndarray  # (G, B, F) float32
+    ``raw``: tokens and given inputs are what the engine's fronts read, where it has them.
+    """
+
+    tokens: np.ndarray  # (K, B, L, d) float32; raw (K, B, ...)
+    given: np.ndarray  # (G, B, F) float32; raw (G, B, ...)
     schedule: np.ndarray  # (T) int32
+    length: int  # L; 0 without tokens
+    raw: bool = False
 
     @classmethod
     def attended(cls, tokens: np.ndarray, ticks: int) -> Inputs:
         """The same tokens (B, L, d) at every tick."""
-        return cls(tokens[None], NO_GIVEN, _always(0, ticks))
+        return cls(tokens[None], NO_GIVEN, _always(0, ticks), tokens.shape[1])
 
     @classmethod
     def constant(cls, given: np.ndarray, ticks: int) -> Inputs:
         """The same input (B, F) at every tick."""
-        return cls(NO_TOKENS, given[None], _always(-1, ticks))
+        return cls(NO_TOKENS, given[None], _always(-1, ticks), 0)
 
     @property
     def batch(self) -> int:
@@ -48,22 +54,71 @@ def _always(what: int, ticks: int) -> np.ndarray:
 
 
 def from_arrays(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
-    """Inputs of a call from its arrays: see ``ctm_fast.engine.Engine``.
+    """Inputs of a call from its arrays, which ``recipe.inputs`` describes.
 
-    Raises ``ValueError`` or ``TypeError`` where an array is not what the engine reads.
+    Raises ``TypeError``, ``ValueError`` or ``IndexError`` where an array is not what the engine reads.
     """
-    n = recipe.sizes
+    if len(inputs) != len(recipe.inputs):
+        names = " and ".join(expected.name for expected in recipe.inputs)
+        raise TypeError(f"Engine: inputs must be {names}, got {len(inputs)} arrays")
     if recipe.kind == "qamnist":
-        return _digits_and_question(recipe, inputs)
-    (x,) = _expect(inputs, 1)
+        digits = fitting(recipe.inputs[0], inputs[0])
+        changed, seen = _changes(digits)
+        return questioned(recipe, digits[:, changed].swapaxes(0, 1), seen, inputs[1])
+    expected = recipe.inputs[0]
+    found = fitting(expected, inputs[0])
     if recipe.kind == "base":
-        return Inputs.attended(_checked("tokens", x, (None, None, n.width)), recipe.iterations)
-    return Inputs.constant(_checked("x", x, (None, n.features)), recipe.iterations)
+        tokens = read(expected.name, recipe.tokens_front, found)
+        length = tokens.shape[1] if recipe.tokens_front is None else recipe.sizes.tokens
+        return Inputs(tokens[None], NO_GIVEN, _always(0, recipe.iterations), length, True)
+    given = read(expected.name, recipe.given_front, found)
+    return Inputs(NO_TOKENS, given[None], _always(-1, recipe.iterations), 0, True)
+
+
+def questioned(recipe: Recipe, sets: np.ndarray, seen: list[int], question: Any) -> Inputs:
+    """Inputs of QAMNIST from sets (K, B, ...) of digits, the one that each digit tick sees, and the question (B, Q)."""
+    sets = read(recipe.inputs[0].name, recipe.tokens_front, sets)
+    asked = fitting(recipe.inputs[1], question)
+    if len(asked) != sets.shape[1]:
+        raise ValueError(f"Engine: question must have the batch of {sets.shape[1]}, got {len(asked)}")
+    ticks = asked.shape[1]
+    if recipe.question is not None:
+        given = _question_rows(recipe.question, asked)
+    else:
+        silence = np.zeros((1, len(asked), recipe.sizes.features), np.float32)
+        given = np.concatenate((np.asarray(asked, np.float32).swapaxes(0, 1), silence))
+    schedule = [*seen, *(-1 - g for g in range(ticks)), *[-1 - ticks] * recipe.iterations]
+    length = sets.shape[2] if recipe.tokens_front is None else recipe.sizes.tokens
+    return Inputs(sets, np.ascontiguousarray(given), np.array(schedule, np.int32), length, True)
+
+
+def _changes(digits: np.ndarray) -> tuple[list[int], list[int]]:
+    """The ticks at which digits (B, ticks, ...) change, the first among them, and which of these each tick sees."""
+    ticks = digits.shape[1]
+    changed = [t for t in range(ticks) if t == 0 or not np.array_equal(digits[:, t], digits[:, t - 1])]
+    return changed, (np.searchsorted(changed, np.arange(ticks), side="right") - 1).tolist()
+
+
+def _question_rows(n: Question, asked: np.ndarray) -> np.ndarray:
+    """Rows (Q + 1, B) of the question's table: those of the tokens (B, Q), and the last one's silence."""
+    tokens = _whole("question", asked)
+    operator = np.arange(tokens.shape[1]) // n.ticks % 2 == 1
+    rows = np.where(operator, -1 - tokens, tokens)
+    for kind, part, end in (("positions", ~operator, n.positions), ("operators", operator, n.operators)):
+        low, high = (0, end - 1) if kind == "positions" else (-end, -1)
+        wrong = tokens[:, part][(rows[:, part] < 0) | (rows[:, part] >= end)]
+        if wrong.size:
+            raise IndexError(f"Engine: question must hold {kind} in [{low}, {high}], got {wrong[0]}")
+    silence = np.full((1, len(tokens)), n.rows - 1)
+    return np.concatenate(((rows + operator * n.positions).T, silence)).astype(np.int32)
 
 
 def as_array(x: Any) -> np.ndarray:
     """An array, also of a tensor that requires a gradient or lies on another device."""
-    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        x = x.float() if x.is_floating_point() else x
+    return np.asarray(x)
 
 
 def chosen(samples: Any, batch: int) -> np.ndarray:
@@ -83,46 +138,49 @@ def chosen(samples: Any, batch: int) -> np.ndarray:
     return found.astype(np.intp)
 
 
-def _expect(inputs: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    if len(inputs) != count:
-        raise TypeError(f"Engine: inputs must be {count} arrays, got {len(inputs)}")
-    return inputs
-
-
-def _checked(name: str, x: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """``x`` as a float32 array of this shape, where None stands for any size."""
+def fitting(expected: Input, x: Any) -> np.ndarray:
+    """``x`` as an array of real numbers of the expected shape."""
     found = as_array(x)
     if found.dtype != np.float32 and found.dtype.kind not in "fiub":
-        raise TypeError(f"Engine: {name} must be an array of real numbers, got {found.dtype}")
-    fits = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
-    if not fits:
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"Engine: {name} must have shape ({expected}), got {found.shape}")
-    return np.ascontiguousarray(found, np.float32)
+        raise TypeError(f"Engine: {expected.name} must be an array of real numbers, got {found.dtype}")
+    shape = expected.shape
+    if found.ndim != len(shape) or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"Engine: {expected.name} must have shape ({wanted}), got {found.shape}")
+    return found
 
 
-def _digits_and_question(recipe: Recipe, inputs: tuple[Any, ...]) -> Inputs:
-    """Tokens (B, digit ticks, L, d) and embedded question (B, Q, d); equal digits in a row are projected once."""
-    n = recipe.sizes
-    first, second = _expect(inputs, 2)
-    digits = _checked("tokens", first, (None, None, None, n.width))
-    question = _checked("question", second, (len(digits), None, n.width))
-    ticks, asked = digits.shape[1], question.shape[1]
-    changed = [t for t in range(ticks) if t == 0 or not np.array_equal(digits[:, t], digits[:, t - 1])]
-    sets = np.searchsorted(changed, np.arange(ticks), side="right") - 1
-    schedule = [*sets, *(-1 - g for g in range(asked)), *[-1 - asked] * recipe.iterations]
-    silence = np.zeros((1, len(digits), n.width), np.float32)
-    return Inputs(
-        np.ascontiguousarray(digits[:, changed].swapaxes(0, 1)),
-        np.ascontiguousarray(np.concatenate((question.swapaxes(0, 1), silence))),
-        np.array(schedule, np.int32),
-    )
+def read(name: str, front: Front | None, found: np.ndarray) -> np.ndarray:
+    """What a front reads of an array that fits: float32 numbers or int32 rows of its table."""
+    if front is None or front.reads == "floats":
+        return np.ascontiguousarray(found, np.float32)
+    if front.reads == "signs":
+        if not np.isfinite(found).all():
+            raise ValueError("Engine: inputs must be finite, got NaN or infinity")
+        return np.ascontiguousarray(found == 1, np.int32)
+    whole, start = _whole(name, found).reshape(*found.shape[:-1], -1, len(front.ends)), 0
+    rows = np.empty(whole.shape, np.int32)
+    for column, end in enumerate(front.ends):
+        indices = whole[..., column]
+        if indices.size and not 0 <= indices.min() <= indices.max() < end:
+            wrong = indices.min() if indices.min() < 0 else indices.max()
+            raise IndexError(f"Engine: {name} must hold indices in [0, {end}), got {wrong}")
+        rows[..., column] = indices + start
+        start += end
+    return rows
+
+
+def _whole(name: str, x: np.ndarray) -> np.ndarray:
+    """``x`` as signed integers; what is of floating point must be whole and no larger than 2^31."""
+    if x.dtype.kind == "f" and not ((np.abs(x) <= 1 << 31) & (np.floor(x) == x)).all():
+        raise ValueError(f"Engine: {name} must hold whole numbers, got others")
+    return x.astype(np.int64)
 
 
 def check(inputs: Inputs, recipe: Recipe) -> None:
     """Raise ``ValueError`` unless the inputs fit into the memory that the engine has."""
     n = recipe.sizes
-    batch, (sets, _, tokens, _) = inputs.batch, inputs.tokens.shape
+    batch, sets, tokens = inputs.batch, len(inputs.tokens), inputs.length
     ticks, given = len(inputs.schedule), len(inputs.given)
     if batch < 1 or (sets and tokens < 1):
         raise ValueError("Engine: inputs must hold at least one sample, got none")

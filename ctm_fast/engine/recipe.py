@@ -7,18 +7,17 @@ G given inputs of width F, P action pairs, S output pairs, C predictions, E ener
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from ctm_fast.engine import front
 from ctm_fast.engine import weights as widths
+from ctm_fast.engine.front import MOST_ELEMENTS, Front, Shapes
 
 KINDS = ("base", "sort", "qamnist", "rl")
 STAGES = ("glu", "silu", "skip")  # in the order of csrc/engine.h
-
-MOST_ELEMENTS = 1 << 40  # of any array that an engine works in
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Sizes(NamedTuple):
@@ -62,9 +61,37 @@ class Stage(NamedTuple):
         return self.width * (2 if self.kind == "glu" else 1)
 
 
+class Question(NamedTuple):
+    """Tokens of QAMNIST: digit positions and operators take turns of ``ticks`` ticks, positions first."""
+
+    positions: int
+    operators: int
+    ticks: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table: positions, operators, and the silence of the answer."""
+        return self.positions + self.operators + 1
+
+
+class Input(NamedTuple):
+    """One array that a call takes; in its shape None stands for any size, first of all the batch.
+
+    Its name says what it is: "x" the model's input, "features" what its backbone gives, "tokens" those behind the
+    key-value projection, "question" tokens or embeddings of QAMNIST.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str  # "float32", or "int64" of indices; others are converted
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """An engine before it is packed. ``iterations``: ticks of a call, for QAMNIST of the answer."""
+    """An engine before it is packed. ``iterations``: ticks of a call, for QAMNIST of the answer.
+
+    Fronts are what an engine computes of the tokens and of the given inputs itself; None where these are given.
+    """
 
     kind: str
     iterations: int
@@ -72,6 +99,9 @@ class Recipe:
     stages: tuple[Stage, ...]
     arrays: dict[str, np.ndarray]
     weights: str = widths.FLOAT32
+    tokens_front: Front | None = None
+    given_front: Front | None = None
+    question: Question | None = None
 
     def narrowed(self, width: str) -> Recipe:
         """The same with weights of this width.
@@ -92,9 +122,34 @@ class Recipe:
         """Bytes of all arrays."""
         return sum(x.nbytes for x in self.arrays.values())
 
+    @property
+    def fronts(self) -> dict[str, Front | None]:
+        """By the prefix of their arrays' names."""
+        return {"tokens_front": self.tokens_front, "given_front": self.given_front}
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """The arrays that a call takes."""
+        n, ticks = self.sizes, (None,) if self.kind == "qamnist" else ()
+        tokens = _input(self.tokens_front, Input("tokens", (None, *ticks, None, n.width), "float32"), ticks)
+        given = Input(
+            {"sort": "x", "rl": "features"}.get(self.kind, "question"), (None, *ticks, n.features), "float32"
+        )
+        if self.question is not None:
+            given = Input("question", (None, None), "int64")
+        elif self.kind != "qamnist":
+            given = _input(self.given_front, given, ticks)
+        return {"base": (tokens,), "qamnist": (tokens, given)}.get(self.kind, (given,))
+
     def native_stages(self) -> list[tuple[int, int, int, int, int, float, float]]:
         """As the extension takes them."""
         return [(STAGES.index(s.kind), *s[1:]) for s in self.stages]
+
+
+def _input(front: Front | None, behind: Input, ticks: tuple[None, ...]) -> Input:
+    if front is None:
+        return behind
+    return Input(front.name, (None, *ticks, *front.shape), "int64" if front.reads == "indices" else "float32")
 
 
 def shapes_of(sizes: Sizes, stages: tuple[Stage, ...]) -> Shapes:
@@ -147,9 +202,11 @@ def reason_against(recipe: Recipe) -> str | None:
         return "sizes of zero"
     if reason := _against_kind(recipe):
         return reason
-    if reason := _against_stages(n, stages):
+    if reason := _against_stages(n, stages) or _against_fronts(recipe):
         return reason
     shapes = shapes_of(n, stages)
+    for prefix, found_front in recipe.fronts.items():
+        shapes |= front.shapes_of(found_front, prefix)
     if recipe.weights not in widths.WIDTHS:
         return "weights of an unknown width"
     if recipe.weights == widths.INT8:
@@ -197,3 +254,14 @@ def _against_stages(n: Sizes, stages: tuple[Stage, ...]) -> str | None:
         if s.kind == "skip" and not (0 <= s.skip < i and stages[s.skip].width == s.width):
             return f"synapse stage {i} with a skip from a stage of another width"
     return None if stages[-1].width == n.neurons else "a last synapse stage of another width than the neurons"
+
+
+def _against_fronts(recipe: Recipe) -> str | None:
+    n, question, given = recipe.sizes, recipe.question, recipe.given_front
+    for part, elements in ((recipe.tokens_front, n.tokens * n.width), (given, n.features)):
+        if part is not None and (reason := front.reason_against(part, elements)):
+            return reason
+    if question is None:
+        return "a question without its range" if recipe.kind == "qamnist" and given is not None else None
+    fits = min(question) >= 1 and recipe.kind == "qamnist" and given is not None
+    return None if fits and given is not None and given.ends == (question.rows,) else "another question"

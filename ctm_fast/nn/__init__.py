@@ -12,6 +12,7 @@ from ctm_fast.nn.backbones import (
     build_backbone,
 )
 from ctm_fast.nn.certainty import certainty, certainty_over_ticks, normalised_entropy
+from ctm_fast.nn.encoder import Encoder, EncoderLayer
 from ctm_fast.nn.nlm import NeuronLevelModels, Squeeze, SuperLinear
 from ctm_fast.nn.positional import (
     POSITIONAL_EMBEDDINGS,
@@ -41,6 +42,8 @@ __all__ = [
     "ClassicControlBackbone",
     "CustomRotationalEmbedding",
     "CustomRotationalEmbedding1D",
+    "Encoder",
+    "EncoderLayer",
     "IndexEmbeddings",
     "LearnableFourierPositionalEncoding",
     "MNISTBackbone",
