@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ctm_fast.engine.front import Front, FrontStage
 from ctm_fast.loop import plan
@@ -28,7 +27,6 @@ MOST_FOLDED = 1024  # rows of a table that a linear map is folded into
 POINTWISE = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Tanh: "tanh"}
 FUNCTIONS = {functional.relu: "relu", functional.gelu: "gelu"}
 NOTHING = (nn.Identity, nn.Dropout)
-LINEAR = (nn.Linear, NonDynamicallyQuantizableLinear)
 
 Shape = tuple[int, ...]
 
@@ -47,7 +45,8 @@ class Builder:
 
     def __init__(self, name: str, shape: Shape) -> None:
         self.name, self.given, self.shape = name, shape, shape
-        self.reads, self.ends = "floats", ()  # type: tuple[str, Shape]
+        self.reads = "floats"
+        self.ends: Shape = ()
         self.stages: list[FrontStage] = []
         self.arrays: list[dict[str, np.ndarray]] = []
 
@@ -168,8 +167,6 @@ def _flatten(b: Builder, module: Any) -> None:
     if first < 1:
         raise UnknownLayerError
     b.shape = (*b.shape[: first - 1], math.prod(b.shape[first - 1 : last]), *b.shape[last:])
-    if not b.stages:
-        b.given = b.given or (1,)
 
 
 def _embedding(b: Builder, module: Any) -> None:

@@ -54,12 +54,9 @@ def _found(
     recipe: Recipe, model: Any, example: tuple[Any, ...]
 ) -> tuple[Found | None, Found | None, Question | None]:
     """Programs of the tokens and of the given inputs."""
-    if recipe.kind == "base" and isinstance(getattr(model, "backbone", None), nn.Module):
-        return (
-            _attended(model, [getattr(model, "initial_rgb", nn.Identity()), model.backbone], example[0]),
-            None,
-            None,
-        )
+    if recipe.kind == "base":
+        parts = [getattr(model, name, None) for name in ("initial_rgb", "backbone")]
+        return _attended(model, [part for part in parts if part is not None], example[0]), None, None
     if recipe.kind == "rl":
         return None, _constant(model, example[0]), None
     if recipe.kind == "qamnist":
@@ -103,9 +100,9 @@ def _attended(model: Any, backbone: list[Any], x: Tensor) -> Found | None:
         tokens = model.compute_features(x)
         try:
             features = _through(backbone, x)
-            layout = next(_agreeing(model, features, tokens), None)
-        except Exception:  # parts that the model has no use for may not fit this input
+        except Exception:  # parts that the model has no use for need not fit this input
             return None
+        layout = next(_agreeing(model, features, tokens), None)
     if layout is None:
         return None
     for name, before in (("x", []), ("features", backbone)):
@@ -142,14 +139,18 @@ def _agreeing(model: Any, features: Tensor, tokens: Tensor) -> Iterator[_Layout]
         position = None
     if features.dim() > 2:
         placed = features if position is None else features + position
-        if _same(model.kv_proj(placed.flatten(2).transpose(1, 2)), tokens):
+        if _gives(model.kv_proj, placed.flatten(2).transpose(1, 2), tokens):
             yield _Layout(True, position)
-    if features.dim() == 3 and _same(model.kv_proj(features), tokens):
+    if features.dim() == 3 and _gives(model.kv_proj, features, tokens):
         yield _Layout(False, None)
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+def _gives(kv_proj: Any, x: Tensor, tokens: Tensor) -> bool:
+    try:
+        found = kv_proj(x)
+    except Exception:  # x is of another width
+        return False
+    return found.shape == tokens.shape and torch.allclose(found, tokens, rtol=1e-4, atol=1e-5)
 
 
 def _arrange(program: Builder, layout: _Layout) -> None:
