@@ -47,7 +47,8 @@ struct Front {
  private:
   static FrontLayer layer(const EngineFrontStage& s, Packer& p) {
     FrontLayer l = {s.kind, s.rows, s.inputs, s.width, s.count, {}, {}, nullptr};
-    if (s.kind == FrontKind::linear) l.map = p.map(WeightType::f32, s.width, s.inputs, {s.weight, nullptr}, s.bias);
+    if (s.kind == FrontKind::linear)
+      l.map = p.map(WeightType::f32, s.width, s.inputs, {s.weight, nullptr}, s.bias);
     if (s.kind == FrontKind::norm) l.norm = {p.keep(s.width, s.weight), p.keep(s.width, s.bias), s.eps};
     if (s.kind == FrontKind::embed) l.table = p.keep(s.count * s.width, s.weight);
     if (s.kind == FrontKind::add) l.table = p.keep(s.rows * s.width, s.weight);

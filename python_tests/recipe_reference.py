@@ -1,29 +1,17 @@
 """What an engine computes, from its recipe in plain NumPy of any precision. Letters as in ctm_fast.engine.recipe."""
 
+import front_reference
 import numpy as np
+from front_reference import normalised, sigmoid, softmax
 
 from ctm_fast.engine import weights as widths
-
-
-def sigmoid(x):
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
-
-
-def normalised(x, axis, eps):
-    return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + x.dtype.type(eps))
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 class Reference:
     """Runs a recipe of any width in ``dtype``."""
 
     def __init__(self, recipe, dtype=np.float64):
-        self.n, self.stages, self.dtype = recipe.sizes, recipe.stages, dtype
+        self.recipe, self.n, self.stages, self.dtype = recipe, recipe.sizes, recipe.stages, dtype
         arrays = widths.widened(recipe.arrays, recipe.weights)
         self.a = {name: x if x.dtype == np.int32 else x.astype(dtype) for name, x in arrays.items()}
 
@@ -75,6 +63,7 @@ class Reference:
     def __call__(self, inputs):
         """predictions (B, C, T) and synchronisation (B, S); of a stateful recipe from its learned start."""
         n, batch = self.n, inputs.batch
+        tokens, given_inputs = front_reference.behind(self.recipe, self.a, inputs, self.dtype)
         pre, post = (
             np.repeat(self.a[x][None], batch, 0) if x in self.a else None for x in ("start", "start_post")
         )
@@ -91,10 +80,10 @@ class Reference:
             if n.heads:
                 action, synchronised = self.advance(action, z, "action_")
             if what >= 0:
-                x = np.concatenate((self.heads(inputs.tokens[what], synchronised), z), 1)
+                x = np.concatenate((self.heads(tokens[what], synchronised), z), 1)
                 linear = x @ first.T + self.a["stage0.bias"]
             else:
-                given = inputs.given[-1 - what].astype(self.dtype) @ self.a["from_given"].T
+                given = given_inputs[-1 - what].astype(self.dtype) @ self.a["from_given"].T
                 linear = given + self.a["given_bias"] + z @ first[:, n.width :].T
             pre = np.concatenate((pre[:, 1:], self.pre_activations(linear)[:, None]), 1)
             z = self.models(pre)

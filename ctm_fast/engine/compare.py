@@ -12,8 +12,9 @@ import numpy as np
 
 from ctm_fast.engine import weights
 from ctm_fast.engine.engine import Engine, load
+from ctm_fast.engine.front import Front
 from ctm_fast.engine.halt import EngineResult
-from ctm_fast.engine.recipe import Recipe
+from ctm_fast.engine.recipe import Input, Recipe
 from ctm_fast.engine.weights import Difference
 
 
@@ -53,18 +54,33 @@ def _relative(exact: Any, narrow: Any) -> float:
 
 
 def random_inputs(recipe: Recipe, seed: int) -> tuple[np.ndarray, ...]:
-    """Normal numbers of the largest sizes that an engine takes, see ``ctm_fast.engine.Engine``."""
+    """Of the largest sizes that an engine takes: normal numbers, signs, or indices below their ends."""
     n, draw = recipe.sizes, np.random.default_rng(seed)
-    shapes: list[tuple[int, ...]] = [(n.batch, n.features)]
-    if recipe.kind == "base":
-        shapes = [(n.batch, n.tokens, n.width)]
-    if recipe.kind == "qamnist":
-        asked = n.given - 1  # the last input given is silence
-        digits = n.ticks - recipe.iterations - asked
-        shapes = [(n.batch, n.sets, n.tokens, n.width), (n.batch, asked, n.features)]
-        first, *rest = (draw.standard_normal(shape, np.float32) for shape in shapes)
-        return (first[:, np.arange(digits) * n.sets // digits], *rest)
-    return tuple(draw.standard_normal(shape, np.float32) for shape in shapes)
+    if recipe.kind != "qamnist":
+        (expected,) = recipe.inputs
+        return (_drawn(expected, (n.batch, n.tokens), recipe.tokens_front or recipe.given_front, draw),)
+    asked = n.given - 1  # the last input given is silence
+    ticks = n.ticks - recipe.iterations - asked
+    first, second = recipe.inputs
+    digits = _drawn(first, (n.batch, n.sets, n.tokens), recipe.tokens_front, draw)
+    question = recipe.question
+    if question is None:
+        return digits[:, np.arange(ticks) * n.sets // ticks], _drawn(second, (n.batch, asked), None, draw)
+    operator = np.arange(asked) // question.ticks % 2 == 1
+    positions, operators = (draw.integers(0, end, (n.batch, asked)) for end in question[:2])
+    return digits[:, np.arange(ticks) * n.sets // ticks], np.where(operator, -1 - operators, positions)
+
+
+def _drawn(
+    expected: Input, free: tuple[int, ...], front: Front | None, draw: np.random.Generator
+) -> np.ndarray:
+    """An array of the expected shape, where ``free`` are its free sizes in order."""
+    sizes = iter(free)
+    shape = tuple(next(sizes) if size is None else size for size in expected.shape)
+    if front is not None and front.reads == "indices":
+        return draw.integers(0, front.ends, shape)
+    x = draw.standard_normal(shape, np.float32)
+    return np.sign(x) if front is not None and front.reads == "signs" else x
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
