@@ -55,7 +55,7 @@ def through(front, prefix, arrays, x, dtype):
         elif s.kind == "turn":
             x = x.transpose(0, 2, 1)
         elif s.kind == "attend":
-            x = attend(x, s.count)
+            x = attend(x, s.number)
         elif s.kind == "keep":
             kept = x
         else:

@@ -20,13 +20,13 @@ MOST_ELEMENTS = 1 << 40  # of any array that an engine works in
 
 
 class FrontStage(NamedTuple):
-    """One step; ``count``: heads of "attend", rows of the table of "embed"; ``eps`` of "norm"."""
+    """One step; ``number``: heads of "attend", rows of the table of "embed"; ``eps`` of "norm"."""
 
     kind: str
     rows: int
     inputs: int
     width: int
-    count: int = 0
+    number: int = 0
     eps: float = 0.0
 
     @property
@@ -67,13 +67,13 @@ def shapes_of(front: Front | None, prefix: str) -> Shapes:
     """Shape of every array of a front, by name; all are float32."""
     found: Shapes = {}
     for i, s in enumerate(front.stages if front is not None else ()):
-        rows: Shapes = {
-            "embed": {"weight": (s.count, s.width)},
+        shapes: dict[str, Shapes] = {
+            "embed": {"weight": (s.number, s.width)},
             "linear": {"weight": (s.width, s.inputs), "bias": (s.width,)},
             "add": {"weight": (s.rows, s.width)},
             "norm": {"weight": (s.width,), "bias": (s.width,)},
-        }.get(s.kind, {})
-        found |= {f"{prefix}{i}.{name}": shape for name, shape in rows.items()}
+        }
+        found |= {f"{prefix}{i}.{name}": shape for name, shape in shapes.get(s.kind, {}).items()}
     return found
 
 
@@ -83,9 +83,9 @@ def reason_against(front: Front, elements: int) -> str | None:
     known = front.name in NAMES and front.reads in READS and all(s.kind in KINDS for s in stages)
     if not known or not stages:
         return "an unknown front"
-    if any(min(s.rows, s.inputs, s.width) < 1 or s.count < 0 for s in stages):
+    if any(min(s.rows, s.inputs, s.width) < 1 or s.number < 0 for s in stages):
         return "a front with sizes of zero"
-    if any(max(s.before, s.after, s.width * max(s.inputs, s.count)) > MOST_ELEMENTS for s in stages):
+    if any(max(s.before, s.after, s.width * max(s.inputs, s.number)) > MOST_ELEMENTS for s in stages):
         return "a front with sizes beyond any memory"
     if any(not _fits(s) for s in stages) or any(a.after != b.before for a, b in pairwise(stages)):
         return "a front of stages that do not fit each other"
@@ -98,7 +98,7 @@ def reason_against(front: Front, elements: int) -> str | None:
 
 def _fits(s: FrontStage) -> bool:
     factor = {"glu": 2, "attend": 3}.get(s.kind, 1)
-    if s.kind == "attend" and (s.count < 1 or s.width % s.count):
+    if s.kind == "attend" and (s.number < 1 or s.width % s.number):
         return False
     if s.kind == "turn":
         return s.width == s.rows
@@ -112,7 +112,7 @@ def _against_indices(front: Front) -> str | None:
     ends = {"floats": (), "signs": (2,)}.get(front.reads, front.ends)
     if front.ends != ends or any(end < 1 for end in ends):
         return "a front with indices of another range"
-    if first.kind == "embed" and (first.inputs != len(ends) or sum(ends) > first.count):
+    if first.kind == "embed" and (first.inputs != len(ends) or sum(ends) > first.number):
         return "a front with a table of another size"
     return None
 

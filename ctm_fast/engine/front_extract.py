@@ -56,14 +56,14 @@ class Builder:
         return Front(self.name, self.reads, self.given, self.ends, tuple(self.stages)), named
 
     def stage(
-        self, kind: str, width: int = 0, count: int = 0, eps: float = 0.0, **arrays: np.ndarray
+        self, kind: str, width: int = 0, number: int = 0, eps: float = 0.0, **arrays: np.ndarray
     ) -> None:
         """Append a stage that gives rows of ``width``, by default as wide as they are."""
         if not self.shape:
             raise UnknownLayerError
         *rows, inputs = self.shape
         width = width or inputs
-        self.stages.append(FrontStage(kind, math.prod(rows), inputs, width, count, eps))
+        self.stages.append(FrontStage(kind, math.prod(rows), inputs, width, number, eps))
         self.arrays.append(arrays)
         self.shape = (*rows, width)
 
@@ -85,7 +85,7 @@ class Builder:
         """A linear map of every row, folded into a small table if nothing but that comes before it."""
         bias = np.zeros(len(weight)) if bias is None else bias
         kinds = [s.kind for s in self.stages]
-        small = kinds in (["embed"], ["embed", "add"]) and self.stages[0].count <= MOST_FOLDED
+        small = kinds in (["embed"], ["embed", "add"]) and self.stages[0].number <= MOST_FOLDED
         if small and self.shape[-1] == self.stages[0].width:  # no rows were put together in between
             self._fold(weight, bias)
         else:
