@@ -169,7 +169,7 @@ def halting_substep_backward(
     threads: int, /,
 ) -> None: ...  # fmt: skip
 
-Counts = tuple[int, int, int, int, int]  # batch, ticks, tokens, sets of tokens, given inputs
+Counts = tuple[int, int, int, int, int, bool]  # batch, ticks, tokens, sets of tokens, given inputs, raw
 Halt = tuple[float, float, float, int, int, bool]  # the members of EngineHalt in csrc/engine.h
 
 class Engine:
@@ -183,10 +183,14 @@ class Engine:
         self,
         sizes: tuple[int, ...],
         stages: list[tuple[int, int, int, int, int, float, float]],
+        fronts: list[list[tuple[int, int, int, int, int, float]]],
         arrays: dict[str, Any],
         /,
     ) -> None:
-        """Sizes as EngineSizes, stages as the start of EngineStage, arrays by the names of the members."""
+        """Sizes as EngineSizes, stages as the start of EngineStage, arrays by the names of the members.
+
+        Fronts: stages of the tokens' and of the given inputs', as the start of EngineFrontStage.
+        """
 
     def run(
         self, counts: Counts, inputs: tuple[Any, Any, Any], halt: Halt, outputs: tuple[Any, ...], /
