@@ -219,9 +219,7 @@ class Cell:
     ) -> None:
         """Sizes as CellSizes, numbers as CellNumbers, arrays by the names of the members."""
 
-    def run(
-        self, batch: int, steps: int, x: Any, outputs: tuple[Any, Any, Any], after: CellArrays, /
-    ) -> int:
+    def run(self, batch: int, steps: int, x: Any, outputs: tuple[Any, Any, Any], after: CellArrays, /) -> int:
         """Ticks of all samples that were computed, or -1 where an input is not finite.
 
         Outputs: output (T, B, O), ticks and remainder (T, B), None where a cell has none. ``after`` takes the state.
