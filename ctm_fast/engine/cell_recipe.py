@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctm_fast.engine.recipe import MOST_ELEMENTS, Shapes
+from ctm_fast.engine.front import MOST_ELEMENTS, Shapes
 
 KINDS = ("ntm", "adaptive")
 
