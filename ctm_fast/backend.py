@@ -30,7 +30,8 @@ TRITON_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 class _Selection(threading.local):
-    name: str | None = None
+    def __init__(self) -> None:
+        self.name: str | None = None  # of the object: torch 2.11 compiles what the class has into its graphs
 
 
 _selection = _Selection()

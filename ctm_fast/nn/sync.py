@@ -22,7 +22,13 @@ from ctm_fast.ops.sync import sync as ops_sync
 
 SELECTIONS = ("first", "last", "random", "random-pairing")
 MAX_DECAY = 15.0
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch has it from 2.7 on
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch has it from 2.7 on
+
+
+@torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work; asked while tracing, as torch 2.11 takes a yes for granted there."""
+    return bool(_exporting())
 
 
 def representation_size(selection: str, n_synch: int) -> int:
