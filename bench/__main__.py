@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--budget", type=float, help="seconds after which a GPU measures no further row (none by default)"
     )
+    found.add_argument(
+        "--resume", action="store_true", help="of a GPU, only rows that the file does not have from --seed"
+    )
     found.add_argument("--no-compile", action="store_true", help="leave the torch.compile baseline out")
     found.add_argument("--list", action="store_true", help="print the rows and stop")
     return found
@@ -61,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error(reason)
     if options.device == "cuda" and options.threads:
         command.error("--threads must be left out with --device cuda")
+    if options.resume and (options.device != "cuda" or options.seed is None):
+        command.error("--resume must come with --device cuda and --seed")
     if options.threads and not all(1 <= n <= cores for n in options.threads):
         command.error(
             f"--threads must be between 1 and the {cores} cores of this machine, got {options.threads}"

@@ -1,6 +1,6 @@
 """A GPU to measure on: events, memory, CUDA graphs, and what its own sgemm and copy reach.
 
-Every use of ``torch.cuda`` goes through :class:`Gpu`, so that tests run the rest on the CPU.
+Every use of ``torch.cuda`` goes through :class:`Gpu` or ``ctm_fast.cuda_graphs``: tests run the rest on the CPU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from bench import machine
 from bench.row import Provider, inferred
+from ctm_fast import cuda_graphs
 
 GEMM_SIZE = 8192
 COPY_BYTES = 2 * 2**30
 FLUSH_BYTES = 512 * 2**20  # beyond any second-level cache
 COLD_CALLS = 5
 MEMORY_SHARE = 0.6  # of the GPU's memory that a reference may keep
+WARM_UPS = 3
 
 Run = Callable[[], Any]
 
@@ -147,21 +149,23 @@ class Gpu:
         found: int = self.cuda.memory_reserved()
         return found
 
+    def broken(self) -> str:
+        """Why CUDA cannot be used any more in this process, as after an illegal access; empty where it can."""
+        try:
+            self.cuda.synchronize()
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return ""
+
     def _settle(self) -> None:
         gc.collect()
         self.cuda.synchronize()
 
     def graphed(self, run: Run) -> Provider:
         """The kernels of ``run`` as a CUDA graph; ``RuntimeError`` where they cannot be captured."""
-        stream = self.cuda.Stream()
-        stream.wait_stream(self.cuda.current_stream())
-        with self.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        self.cuda.current_stream().wait_stream(stream)
-        graph = self.cuda.CUDAGraph()
-        with self.cuda.graph(graph):
-            result = run()
+        device = torch.device(self.device)
+        cuda_graphs.warm_up(run, device, WARM_UPS)
+        graph, result = cuda_graphs.recorder(device)(run)
 
         def replay() -> list[Tensor]:
             graph.replay()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench.gpu_compiled import MODES, name_of
 from bench.gpu_row import CAPTURED, FORMS, GRAPH_NATIVE, GRAPH_OWN, GRAPH_REFERENCE, NATIVE
 from bench.render import duration, mark, padded, table, times
-from bench.row import OWN, REFERENCE, STRONG
+from bench.row import OWN, REFERENCE, STRONG, Row
 
 Json = dict[str, Any]
 COLUMNS = (
@@ -26,6 +27,7 @@ COLUMNS = (
     "kept",
     "target",
 )
+NOT_MEASURED = "not measured"
 WIDTHS = (36, 16, 17, 24, 10, 12, 18, 15, 23, 18, 34, 18, 22, 18, 0)
 
 
@@ -106,23 +108,55 @@ def kept_share(row: Json) -> float:
 
 def targets(row: Json) -> str:
     """What the row should reach, each with whether it does; torch.compile counts as fast as its better mode."""
-    wanted, ratios, found = row["targets"], row["ratios"], []
+    reached = _reached(row)
+    found = [f"{target} {reached[name]}" for name, target in _wanted(row["targets"]).items()]
+    return ", ".join(found)
+
+
+def unmeasured(results: Sequence[Json], rows: Sequence[Row]) -> list[str]:
+    """The rows among ``rows`` of which targets were not measured, each with these targets."""
+    measured, found = {result["name"]: result for result in results if "refused" not in result}, []
+    for row in rows:
+        result, wanted = measured.get(row.name), _wanted(row.targets._asdict())
+        reached = dict.fromkeys(wanted, NOT_MEASURED) if result is None else _reached(result)
+        missing = [target for name, target in wanted.items() if reached[name] == NOT_MEASURED]
+        found += [f"{row.name}: {', '.join(missing)}"] if missing else []
+    return found
+
+
+def _wanted(wanted: Json) -> dict[str, str]:
+    """The targets that are set, in words."""
+    found = {
+        name: f"{wanted[name]:g}x {name}"
+        for name in ("reference", "compiled", "graph")
+        if wanted[name] is not None
+    }
+    if wanted["floor"] is not None:
+        found["floor"] = f"{wanted['floor']:.0%} of floor"
+    if wanted["peak"] is not None:
+        found["peak"] = f"1/{1 / wanted['peak']:.0f} peak"
+    return found
+
+
+def _reached(row: Json) -> dict[str, str]:
+    """Whether the row reaches each of its targets."""
+    wanted, ratios = row["targets"], row["ratios"]
     compiled = [ratios[name]["median"] for name in map(name_of, MODES) if name in ratios]
-    reached = {
+    medians = {
         "reference": ratios[REFERENCE]["median"],
         "compiled": min(compiled, default=None),
         "graph": ratios.get(GRAPH_REFERENCE, {}).get("median"),
     }
-    for name, ratio in reached.items():
-        if wanted[name] is not None:
-            verdict = "not measured" if ratio is None else mark(ratio >= wanted[name])
-            found.append(f"{wanted[name]:g}x {name} {verdict}")
-    if wanted["floor"] is not None:
-        met = mark(row["floor"]["share"] >= wanted["floor"])
-        found.append(f"{wanted['floor']:.0%} of floor {met} ({_fastest(row)})")
-    if wanted["peak"] is not None:
-        found.append(f"1/{1 / wanted['peak']:.0f} peak {mark(peak_share(row) <= wanted['peak'])}")
-    return ", ".join(found)
+    found = {}
+    for name in _wanted(wanted):
+        if name == "floor":
+            found[name] = f"{mark(row['floor']['share'] >= wanted[name])} ({_fastest(row)})"
+        elif name == "peak":
+            found[name] = mark(peak_share(row) <= wanted[name])
+        else:
+            ratio = medians[name]
+            found[name] = NOT_MEASURED if ratio is None else mark(ratio >= wanted[name])
+    return found
 
 
 def headings() -> str:

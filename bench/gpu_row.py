@@ -11,11 +11,25 @@ import torch
 import ctm_fast
 from bench import timing
 from bench.gpu import Gpu, Sample
-from bench.row import OWN, REFERENCE, Case, Json, Provider, Row, agreed, check, compared, heading, kept_bytes
+from bench.row import (
+    OWN,
+    REFERENCE,
+    Case,
+    DisagreementError,
+    Json,
+    Provider,
+    Row,
+    agreed,
+    check,
+    compared,
+    heading,
+    kept_bytes,
+)
 
 GRAPH_REFERENCE, GRAPH_OWN = "CUDA graph of reference", "CUDA graph of ctm_fast"
 NATIVE, GRAPH_NATIVE = "native", "CUDA graph of native"
 CAPTURED = "ctm_fast.capture"
+WRONG = "wrong"  # begins why a form failed that ran and disagrees with the reference
 GRAPHS = {GRAPH_REFERENCE: REFERENCE, GRAPH_OWN: OWN, GRAPH_NATIVE: NATIVE}
 FORMS = {
     OWN: "plain",
@@ -124,13 +138,20 @@ def add_forms(case: Case, makers: Mapping[str, Maker], errors: dict[str, float])
             provider = make()
             found = provider.check()
             provider.run()
+            errors[name] = agreed(name, expected, found)
+        except DisagreementError as error:
+            failed[name] = f"{WRONG}: {error}"
         except (RuntimeError, ValueError, TypeError) as error:
             what = "refused" if name == NATIVE else "not captured"
             failed[name] = f"{what}: {error}".splitlines()[0]
-            continue
-        errors[name] = agreed(name, expected, found)
-        case.providers[name] = provider
+        else:
+            case.providers[name] = provider
     return failed
+
+
+def wrong(result: Json) -> list[str]:
+    """Why the further forms of a result are missing that ran and disagree with the reference."""
+    return [why for why in result.get("failed", {}).values() if why.startswith(WRONG)]
 
 
 def headline(case: Case) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 from bench.gpu import Gpu
@@ -24,41 +23,16 @@ class Event:
         return 1e3 * (end.time - self.time)
 
 
-class Graph:
-    def __init__(self):
-        self.replays = 0
-
-    def replay(self):
-        self.replays += 1
-
-
 class FakeCuda:
     """An event is recorded every second; memory grows by what :meth:`allocate` says."""
 
-    CUDAGraph = Graph
-
-    def __init__(self, refuses=False):
+    def __init__(self):
         self.ticks = itertools.count()
-        self.refuses, self.allocated, self.peak = refuses, 0, 0
+        self.allocated, self.peak = 0, 0
         self.called = []
 
     def Event(self, enable_timing=False):  # noqa: N802 (torch's name)
         return Event(self, enable_timing)
-
-    def Stream(self):  # noqa: N802 (torch's name)
-        return SimpleNamespace(wait_stream=lambda stream: self.called.append("wait"))
-
-    current_stream = Stream
-
-    @contextmanager
-    def stream(self, stream):
-        yield
-
-    @contextmanager
-    def graph(self, graph):
-        if self.refuses:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        yield
 
     def synchronize(self):
         self.called.append("synchronize")
@@ -89,6 +63,6 @@ class FakeCuda:
         return SimpleNamespace(name="Fake H1", total_memory=10**11, multi_processor_count=7)
 
 
-def fake_gpu(**options):
+def fake_gpu():
     """A :class:`Gpu` on the CPU whose events lie a second apart and whose wall clock moves by two."""
-    return Gpu("cpu", FakeCuda(**options), itertools.count(step=2).__next__)
+    return Gpu("cpu", FakeCuda(), itertools.count(step=2).__next__)

@@ -10,6 +10,7 @@ import json
 import pytest
 import torch
 from fake_gpu import fake_gpu
+from graph_stand_in import recorder, warm_up
 from test_bench_rows import CONFIGS
 
 import ctm_fast
@@ -17,6 +18,7 @@ from bench import __main__ as command
 from bench import gpu, gpu_compiled, gpu_render, gpu_row, gpu_run, models, nlm, results, table
 from bench.row import COMPILED, OWN, REFERENCE, STRONG, Provider, Row, Targets, inferred
 from bench.timing import Effort
+from ctm_fast import cuda_graphs
 
 EFFORT = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
 SIZE = nlm.Size(D=16, M=3, H=2, B=2)
@@ -36,6 +38,8 @@ def model_row(training, config=CONFIGS[0], **options):
 def _little_work(monkeypatch):
     monkeypatch.setattr(gpu.Gpu, "rates", lambda self: {"sgemm": 1e9, "copy": 1e9})
     monkeypatch.setattr(gpu, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(cuda_graphs, "recorder", recorder)
+    monkeypatch.setattr(cuda_graphs, "warm_up", warm_up)
     monkeypatch.setattr(nlm, "TICKS", 4)
     monkeypatch.setattr(gpu_run, "FULL", EFFORT)
     monkeypatch.setattr(gpu_run, "QUICK", EFFORT)
@@ -55,7 +59,15 @@ def tiny(monkeypatch):
 
 
 def options(**changed):
-    found = {"machine": None, "out": None, "quick": False, "seed": 3, "budget": None, "no_compile": True}
+    found = {
+        "machine": None,
+        "out": None,
+        "quick": False,
+        "seed": 3,
+        "budget": None,
+        "no_compile": True,
+        "resume": False,
+    }
     return argparse.Namespace(**{**found, **changed})
 
 
@@ -132,11 +144,32 @@ def test_a_captured_model_stands_for_the_package(training, config, monkeypatch):
     assert " 3 MB, " in gpu_render.line(found)
 
 
+def refuse(_):
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
 def test_what_cannot_be_captured_says_why(monkeypatch):
-    found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu(refuses=True))
+    monkeypatch.setattr(cuda_graphs, "recorder", lambda device: refuse)
+    found = gpu_row.measure(model_row(False, graphs=True), 0, EFFORT, fake_gpu())
     why = "not captured: operation not permitted when stream is capturing"
     assert found["failed"] == {gpu_row.GRAPH_REFERENCE: why, gpu_row.GRAPH_OWN: why}
     assert found["own"] == OWN
+
+
+def wrong_native(case):
+    """The case with a backend "native" that runs and gives other results."""
+    case.native = lambda: inferred(lambda: [2 * x for x in case.providers[OWN].run()])
+    return case
+
+
+def test_a_wrong_form_costs_neither_the_row_nor_the_others(tmp_path, capsys):
+    row = Row("nlm-tick", "tiny", ("nlm",), lambda: wrong_native(nlm.tick_case(SIZE)), TARGETS, graphs=True)
+    path = tmp_path / "gpu.json"
+    assert gpu_run.run([row], options(out=path), fake_gpu()) == 1
+    (found,) = results.read(path)["rows"]
+    assert found["failed"][gpu_row.NATIVE].startswith("wrong: native differs from the reference by 1.0e+00")
+    assert {REFERENCE, STRONG, OWN, gpu_row.GRAPH_OWN} == set(found["seconds"]) - {gpu_row.GRAPH_REFERENCE}
+    assert "failed: nlm-tick/tiny: wrong: native differs" in capsys.readouterr().out
 
 
 def test_the_native_kernels_are_refused_with_the_reason(monkeypatch):
@@ -227,6 +260,64 @@ def test_the_budget_leaves_rows_out(tiny, tmp_path, capsys):
     assert gpu_run.run(tiny, options(out=path, budget=0.0), fake_gpu()) == 0
     assert results.read(path)["rows"] == []
     assert "infer/tiny: left out, the budget of 0 s is spent" in capsys.readouterr().out
+
+
+def break_cuda(device):
+    """What an illegal access leaves: every later wait for the device raises."""
+
+    def synchronize():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    device.cuda.synchronize = device.cuda.empty_cache = synchronize
+    synchronize()
+
+
+def test_after_a_row_that_breaks_cuda_another_process_goes_on(tiny, tmp_path, capsys):
+    path, device = tmp_path / "gpu.json", fake_gpu()
+    broken = Row("nlm-tick", "broken", (), lambda: break_cuda(device), TARGETS)
+    rows = [tiny[0], broken, tiny[1]]
+    assert gpu_run.run(rows, options(out=path), device) == gpu_run.BROKEN_STATUS
+    first, second = results.read(path)["rows"]
+    why = "CUDA cannot be used after it: CUDA error: an illegal memory access was encountered"
+    assert second["refused"] == why
+    closing = capsys.readouterr().out.splitlines()[-1]
+    assert closing == f"another process must go on: --resume --seed 3; nlm-tick/broken: {why}"
+    assert gpu_run.run(rows, options(out=path, resume=True), fake_gpu()) == 0
+    assert results.read(path)["rows"][:2] == [first, second]
+    assert results.read(path)["rows"][2]["name"] == "infer/tiny"
+
+
+def test_rows_without_targets_have_what_torch_compile_leaves(tiny, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(gpu_run, "measure", lambda row, *_: order.append(row.name) or {})
+    monkeypatch.setattr(gpu_run._Run, "keep", lambda self, result: None)
+    monkeypatch.setattr(gpu_run._Run, "compile", lambda self, rows: order.append(len(rows)))
+    plain = Row("nlm-train", "tiny", (), tiny[0].build)
+    gpu_run.run(
+        [plain, tick_row(compiles=True)], options(out=tmp_path / "gpu.json", no_compile=False), fake_gpu()
+    )
+    assert order == ["nlm-tick/tiny", 1, "nlm-train/tiny"]
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(360.0, 180.0), (500.0, 190.0), (100.0, 0.0), (None, 0.0)])
+def test_time_for_torch_compile(tmp_path, budget, kept):
+    """With the time of one half it may compile as long as it may at most; where that is too little, not at all."""
+    of = gpu_run._Run(options(out=tmp_path / "gpu.json", budget=budget, no_compile=False), fake_gpu())
+    assert of.kept([tick_row(compiles=True)]) == kept
+    assert of.kept([tick_row()]) == 0.0
+    assert gpu_run.COMPILING_SHARE * 180 == gpu_compiled.LIMIT_SECONDS
+
+
+def test_targets_that_were_not_measured_are_named():
+    row = tick_row(graphs=True)
+    found = gpu_row.measure(row, 0, EFFORT, fake_gpu())
+    assert gpu_render.unmeasured([found], [row]) == ["nlm-tick/tiny: 1.5x compiled"]
+    every = "2x reference, 1.5x compiled, 2x graph, 50% of floor, 1/8 peak"
+    assert gpu_render.unmeasured([], [row]) == [f"nlm-tick/tiny: {every}"]
+    assert gpu_render.unmeasured([{"name": row.name, "refused": "broken"}], [row]) == [
+        f"nlm-tick/tiny: {every}"
+    ]
+    assert gpu_render.unmeasured([], [Row("nlm-tick", "aimless", (), row.build)]) == []
 
 
 def test_a_failing_row_does_not_cost_the_others(tiny, tmp_path, capsys, monkeypatch):
