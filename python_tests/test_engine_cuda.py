@@ -164,6 +164,35 @@ def test_an_input_that_is_not_finite_leaves_the_state(device):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["base", "rl"])
+def test_inference_mode_leaves_nothing_behind(name, device):
+    model, inputs = eval_model(name)
+    model, inputs = model.to(device), moved(inputs, device)
+    few = inputs[0][:2]
+    with torch.inference_mode():
+        made = ctm_fast.Engine(model, inputs)
+        made.reset(2) if name == "rl" else made(few)
+    first, second = (made.step(few)[0] if name == "rl" else made(few).predictions for _ in range(2))
+    assert first.shape == second.shape
+    with torch.inference_mode():
+        found_by(made, inputs)
+    assert not any(x.is_inference() for call in made._calls.values() for x in call.given)
+
+
+def test_inputs_that_require_gradients_are_not_kept(device):
+    _, inputs, made = case("sort", device)
+    for _ in range(2):
+        made(inputs[0].requires_grad_())
+    assert all(x.grad_fn is None and not x.requires_grad for call in made._calls.values() for x in call.given)
+
+
+def test_examples_come_from_any_device(device):
+    model, inputs = eval_model("rl")
+    made = ctm_fast.Engine(model.to(device), moved(inputs, "cpu"))
+    truth = model_outputs(copy.deepcopy(model).double(), in_dtype(moved(inputs, device), torch.float64))
+    assert_equal(found_by(made, moved(inputs, "cpu")), truth)
+
+
 def test_a_file_of_it_runs_on_the_cpu(device, tmp_path):
     model, inputs, made = case("sort", device)
     made.save(tmp_path / "sort.safetensors")

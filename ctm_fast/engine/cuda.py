@@ -11,11 +11,12 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ctm_fast import cuda_graphs, forward
 from ctm_fast.engine import agreement, extract
@@ -30,6 +31,12 @@ WARM_UPS = 3
 MOST_GRAPHS = 16  # of other shapes, each with memory of its own
 
 Shapes = tuple[tuple[int, ...], ...]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _for_good(function: Function) -> Function:
+    """Lets tensors that a call makes or writes to be used by any later one: no gradients, no inference mode."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class CudaEngine(Engine):
@@ -43,6 +50,7 @@ class CudaEngine(Engine):
 
     _native: Any  # the histories of a stateful model
 
+    @_for_good
     def __init__(
         self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = FLOAT32
     ) -> None:
@@ -51,6 +59,8 @@ class CudaEngine(Engine):
         if weights != FLOAT32:
             raise ValueError(f"Engine: weights must be float32 for a model on a GPU, got {weights!r}")
         example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        place = next(model.parameters()).device
+        example = tree_map_only(Tensor, lambda x: x.to(place), example)
         self._recipe, _ = extract.extract(model, example)
         self._model = copy.deepcopy(model).requires_grad_(False)
         self._example: tuple[Tensor, ...] = example[:1] if self.kind == "rl" else example
@@ -67,6 +77,7 @@ class CudaEngine(Engine):
         named = zip(("x", "question"), self._example, strict=False)
         return tuple(Input(name, (None,) * x.dim(), str(x.dtype).removeprefix("torch.")) for name, x in named)
 
+    @_for_good
     def _think(self, inputs: tuple[Any, ...], halt: Halt | None) -> EngineResult:
         call, arrays = self._call(inputs)
         predictions, certainties, energies, last = call(arrays)
@@ -81,6 +92,7 @@ class CudaEngine(Engine):
         energies = None if energies is None else np.take_along_axis(energies, seen, 2)
         return EngineResult(predictions, certainties, energies, call.at(used - 1), used, reason)
 
+    @_for_good
     def step(self, x: Any) -> tuple[np.ndarray, State]:
         self._require_state("step")
         call, arrays = self._call((x,))
@@ -161,14 +173,13 @@ class _Call:
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
     def _once(self) -> tuple[()]:
-        with torch.no_grad():
-            *found, self.kept = self.run()
-            self.shapes = [None if x is None else x.shape for x in found]
-            every = (_are_finite(self.given).view(1), *(x.flatten() for x in found if x is not None))
-            results = torch.cat([x.float() for x in every])
-            if self.results.shape != results.shape:
-                self.results = self._host(results.shape, torch.float32)
-            self.results.copy_(results, non_blocking=True)
+        *found, self.kept = self.run()
+        self.shapes = [None if x is None else x.shape for x in found]
+        every = (_are_finite(self.given).view(1), *(x.flatten() for x in found if x is not None))
+        results = torch.cat([x.float() for x in every])
+        if self.results.shape != results.shape:
+            self.results = self._host(results.shape, torch.float32)
+        self.results.copy_(results, non_blocking=True)
         return ()
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
@@ -182,8 +193,7 @@ class _Call:
             else:
                 np.copyto(staged.numpy(), x, casting="unsafe")
                 own.copy_(staged, non_blocking=True)
-        with torch.no_grad():
-            self.replay()
+        self.replay()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         finite, *flat = np.split(self.results.numpy().copy(), self._starts())
@@ -229,6 +239,7 @@ class _Histories:
 
     # As the extension has them: arrays (B, M, D), None for the start.
 
+    @_for_good
     def set_state(self, batch: int, *histories: np.ndarray | None) -> None:
         for own, x, start in zip(self.held, histories, self.start, strict=True):
             own[:batch] = start if x is None else torch.from_numpy(x).transpose(1, 2).to(own.device)

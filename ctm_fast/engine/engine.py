@@ -28,10 +28,6 @@ DEVICE = "cuda"
 class Engine(BaseEngine[Recipe]):
     """A CTM in inference: all ticks in one native call, on the CPU in float32.
 
-    Attributes:
-        difference: what narrow weights change on the example, measured when the engine was made of a model; None of
-            float32 weights, and of an engine from a file: ``python -m ctm_fast.engine compare`` reports it there.
-
     Weights are packed once. A call allocates no native memory, takes no lock and leaves the GIL; it runs on the
     calling thread and, with more ``threads``, on others that share the batch. An engine runs one call at a time:
     threads that call at once need one each.
@@ -68,6 +64,10 @@ class Engine(BaseEngine[Recipe]):
     A model on a CUDA device makes an engine there: inputs, ticks and results are one CUDA graph, arrays are what the
     model's forward takes, and halting is applied to the results of all ticks. A Neural Turing Machine or a network with
     adaptive computation time makes a :class:`ctm_fast.engine.CellEngine`.
+
+    Attributes:
+        difference: what narrow weights change on the example, measured when the engine was made of a model; None of
+            float32 weights, and of an engine from a file: ``python -m ctm_fast.engine compare`` reports it there.
 
     Raises:
         TypeError, ValueError: "Engine: argument must ..., got ...".
