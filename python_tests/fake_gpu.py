@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from types import SimpleNamespace
 
+from graph_stand_in import recorder, warm_up
+from test_bench_rows import CONFIGS
+
+import ctm_fast
+from bench import gpu, gpu_run, models, nlm, table
 from bench.gpu import Gpu
+from bench.row import Row, Targets
+from bench.timing import Effort
+from ctm_fast import cuda_graphs
+
+EFFORT = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
+SIZE = nlm.Size(D=16, M=3, H=2, B=2)
+TARGETS = Targets(reference=2, compiled=1.5, graph=2, floor=0.5, peak=1 / 8)
 
 
 class Event:
@@ -66,3 +79,44 @@ class FakeCuda:
 def fake_gpu():
     """A :class:`Gpu` on the CPU whose events lie a second apart and whose wall clock moves by two."""
     return Gpu("cpu", FakeCuda(), itertools.count(step=2).__next__)
+
+
+def tick_row(**options):
+    return Row("nlm-tick", "tiny", ("nlm",), lambda: nlm.tick_case(SIZE), TARGETS, **options)
+
+
+def model_row(training, config=CONFIGS[0], **options):
+    kind = "train" if training else "infer"
+    return Row(kind, "tiny", (), lambda: models.case(config, config.batch, training), TARGETS, **options)
+
+
+def options(**changed):
+    found = {
+        "machine": None,
+        "out": None,
+        "quick": False,
+        "seed": 3,
+        "budget": None,
+        "no_compile": True,
+        "resume": False,
+    }
+    return argparse.Namespace(**{**found, **changed})
+
+
+def little_work(monkeypatch):
+    """Let rows take no time, and nothing be captured."""
+    monkeypatch.setattr(gpu.Gpu, "rates", lambda self: {"sgemm": 1e9, "copy": 1e9})
+    monkeypatch.setattr(gpu, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(cuda_graphs, "recorder", recorder)
+    monkeypatch.setattr(cuda_graphs, "warm_up", warm_up)
+    monkeypatch.setattr(nlm, "TICKS", 4)
+    monkeypatch.setattr(gpu_run, "FULL", EFFORT)
+    monkeypatch.setattr(gpu_run, "QUICK", EFFORT)
+    monkeypatch.setattr(ctm_fast, "capture", None, raising=False)
+
+
+def tiny_rows(monkeypatch):
+    """Two rows of a GPU that take no time, which the command line finds."""
+    rows = [tick_row(quick=True), model_row(False, graphs=True)]
+    monkeypatch.setattr(table, "gpu_rows", lambda: rows)
+    return rows
