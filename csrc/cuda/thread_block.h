@@ -92,6 +92,7 @@ class LaunchBarrier {
   }
   __device__ void wait_cluster() const {
 #if __CUDA_ARCH__ >= 900
+    __syncwarp();  // as .aligned demands
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif

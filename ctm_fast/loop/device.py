@@ -77,6 +77,7 @@ def pointwise_kernel(
 def add_line(to, value, i, width):
     """Add to a row that is this program's own."""
     put_line(to, line(to, i, width) + value, i, width)
+    tl.debug_barrier()  # another thread may read it next
 
 
 @triton.jit
