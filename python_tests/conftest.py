@@ -146,10 +146,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"{MISSING_DATA}: {folder}")
 
 
+def _broken_cuda() -> str:
+    """What CUDA says to every call after an error that a process cannot get rid of, as an illegal access is."""
+    if not torch.cuda.is_initialized():
+        return ""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """With CTM_FAST_DATA set, a test that skips because data are missing fails instead."""
+    """A test that leaves CUDA unusable fails and is the last one: all others would fail by its error.
+
+    With CTM_FAST_DATA set, a test that skips because data are missing fails instead.
+    """
     report: pytest.TestReport = yield
+    if (why := _broken_cuda()) and not item.session.shouldstop:
+        broken = f"CUDA cannot be used after {item.nodeid}: {why}"
+        item.session.shouldstop = broken
+        if report.passed:
+            report.outcome, report.longrepr = "failed", broken
     if report.skipped and "CTM_FAST_DATA" in os.environ and MISSING_DATA in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: CTM_FAST_DATA is set, yet {report.longrepr}"

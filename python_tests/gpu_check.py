@@ -7,6 +7,7 @@ something failed, 2 where nothing could be run.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -14,13 +15,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu_log import SANITIZER_ERROR, Finished, counted, failure, last, under_way, verdict
+
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL_SECONDS = 510.0
-BUILD_SECONDS, TEST_SECONDS, BENCH_SECONDS, SANITIZER_SECONDS = 240.0, 210.0, 300.0, 120.0
+BUILD_SECONDS, TEST_SECONDS, SANITIZER_SECONDS = 240.0, 210.0, 120.0  # of tests where a benchmark follows
 BENCH_KEPT, SANITIZER_KEPT = 110.0, 80.0  # of the shared time, by the steps before
 OVERRUN_SECONDS = 25.0  # of a benchmark: torch is imported before, and the row under way ends
 PROBE_SECONDS, LEAST_SECONDS = 40.0, 5.0
@@ -31,7 +34,10 @@ MARKS = "(needs_gpu or needs_cuda) and not slow"
 GPU_FILES = r"needs_gpu|needs_cuda|device: str"
 SANITIZED = "sanitized and (needs_gpu or needs_cuda)"
 SANITIZED_FILES = r"mark\.sanitized"
-SANITIZER_ERROR = 86
+HANG_SECONDS = 60  # after which a test's stack is printed
+BROKEN_STATUS = 3  # of a benchmark that must go on in another process
+MODULES = ("numpy", "pip", "pybind11", "pytest", "scikit_build_core", "triton")
+TOOLS_OF_BUILD = ("cmake", "ninja")  # modules with these names bring them too
 PROBE = "import torch; print(float(torch.ones(8, device='cuda').sum()))"
 
 
@@ -47,13 +53,6 @@ class Outcome(NamedTuple):
         return f"{self.name:12} {self.seconds:5.0f} s  {'FAILED  ' if self.failed else ''}{self.words}"
 
 
-class Finished(NamedTuple):
-    """A process that has ended: exit status (None where it was stopped), and what it printed."""
-
-    status: int | None
-    output: str
-
-
 class Check:
     """One run: where its files go and when it must have ended.
 
@@ -66,6 +65,7 @@ class Check:
     def __init__(self, results: Path, logs: Path, seconds: float = TOTAL_SECONDS) -> None:
         self.results, self.logs = results, logs
         self.end = time.monotonic() + seconds
+        self.seed = time.time_ns() % 2**31
         for folder in (results, logs):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -97,38 +97,48 @@ class Check:
 
     def build(self) -> Outcome:
         """The package with its CUDA module, editable."""
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
+        options = (
+            "-v",
             "--no-build-isolation",
             "--no-deps",
             "--no-index",
+            "-Cbuild-dir=build/gpu",
             "-e",
             ".",
-        ]
+        )
         start = time.monotonic()
-        variables = {"CTM_FAST_CUDA": "on", "CUDACXX": compiler() or "nvcc"}
-        (done,) = self.run([[*pip, "-Cbuild-dir=build/gpu"]], "build.log", BUILD_SECONDS, **variables)
-        words = "built" if done.status == 0 else _last(done)
-        return Outcome("build", time.monotonic() - start, done.status != 0, words)
+        variables = {
+            "CTM_FAST_CUDA": "on",
+            "CUDACXX": compiler() or "nvcc",
+            "PIP_BREAK_SYSTEM_PACKAGES": "1",  # a distribution's Python refuses otherwise
+        }
+        command = [sys.executable, "-m", "pip", "install", *options]
+        (done,) = self.run([command], "build.log", BUILD_SECONDS, **variables)
+        seconds = time.monotonic() - start
+        if done.status == 0:
+            return Outcome("build", seconds, False, "built")
+        words, lines = failure(done)
+        print(*lines, sep="\n", flush=True)
+        return Outcome(
+            "build", seconds, True, f"stopped after {seconds:.0f} s" if done.status is None else words
+        )
 
     def test(self, jobs: int, kept: float = 0.0) -> Outcome:
         """All tests that need a GPU, in so many processes: Triton compiles for most of the time."""
         start = time.monotonic()
         commands = [pytest(MARKS, GPU_FILES, f"--shard={i}/{jobs}") for i in range(jobs)]
         threads = str(max((os.cpu_count() or 1) // jobs, 1))
-        most = self.seconds(TEST_SECONDS, kept)
+        most = self.seconds(TOTAL_SECONDS, kept)
         found = self.run(commands, "tests.log", most, **TEST_VARIABLES, OMP_NUM_THREADS=threads)
         counts = counted(done.output for done in found)
-        stopped = sum(done.status is None for done in found)
+        stopped = [under_way(done.output) for done in found if done.status is None]
         failed = any(done.status not in (0, 5) for done in found)
         words = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no tests"
         lines = (line for done in found for line in done.output.splitlines())
-        print(*sorted({line for line in lines if line.startswith(("FAILED", "ERROR"))}), sep="\n")
+        print(*sorted({line for line in lines if line.startswith(("FAILED", "ERROR", BROKEN))}), sep="\n")
         if stopped:
-            words += f"; {stopped} of {jobs} processes stopped"
+            print(*(f"stopped {where}" for where in stopped), sep="\n")
+            words += f"; {len(stopped)} of {jobs} processes stopped"
         return Outcome("tests", time.monotonic() - start, failed or not counts.get("passed"), words)
 
     def sanitize(self) -> list[Outcome]:
@@ -149,7 +159,7 @@ class Check:
         if opened.status is None and self.left() < LEAST_SECONDS:
             return left_out(NO_TIME)
         if opened.status != 0 or "ERROR SUMMARY: 0 errors" not in opened.output:
-            why = f"not in {PROBE_SECONDS:.0f} s" if opened.status is None else _last(opened)
+            why = f"not in {PROBE_SECONDS:.0f} s" if opened.status is None else last(opened)
             return left_out(f"left out: compute-sanitizer cannot open the device: {why}")
         tests = pytest(SANITIZED, SANITIZED_FILES)
         commands = [[*base, name, *options, *tests] for name, options in TOOLS.items()]
@@ -159,26 +169,25 @@ class Check:
         return [Outcome(name, seconds, *verdict(done)) for name, done in zip(TOOLS, found, strict=True)]
 
     def bench(self, label: str, kept: float = 0.0) -> Outcome:
-        """The benchmark of the GPU, printed as it goes, and its table."""
+        """The benchmark of the GPU, printed as it goes; after a row that breaks CUDA another process goes on."""
         start, path = time.monotonic(), self.results / f"{label}.json"
-        budget = max(self.seconds(BENCH_SECONDS + OVERRUN_SECONDS, kept) - OVERRUN_SECONDS, 1.0)
-        command = [
-            sys.executable,
-            "-m",
-            "bench",
-            "--device",
-            "cuda",
-            f"--budget={budget:.0f}",
-            f"--out={path}",
-        ]
-        (done,) = self.run([command], "bench.log", budget + OVERRUN_SECONDS)
-        print(done.output, flush=True)
-        words = {0: f"written to {path}", None: "stopped"}.get(done.status, _last(done))
-        return Outcome("benchmark", time.monotonic() - start, done.status != 0, words)
+        command = [sys.executable, "-m", "bench", "--device", "cuda", f"--seed={self.seed}", f"--out={path}"]
+        found: list[Finished] = []
+        while not found or (found[-1].status == BROKEN_STATUS and self.left() - kept > 2 * OVERRUN_SECONDS):
+            budget = max(self.left() - kept - OVERRUN_SECONDS, 1.0)
+            options = [f"--budget={budget:.0f}", *(["--resume"] if found else [])]
+            found += self.run([[*command, *options]], "bench.log", budget + OVERRUN_SECONDS)
+            print(found[-1].output, flush=True)
+        seconds = time.monotonic() - start
+        words = [last(done) if done.status else "" for done in found if done.status is not None]
+        words += [f"stopped after {seconds:.0f} s"] if found[-1].status is None else []
+        failed = any(done.status != 0 for done in found)
+        return Outcome("benchmark", seconds, failed, "; ".join(filter(None, words)) or f"written to {path}")
 
 
 COMMON = ("--error-exitcode", str(SANITIZER_ERROR), "--target-processes", "application-only")
 TOOLS = {"memcheck": ("--report-api-errors", "no"), "racecheck": ()}  # and their own options
+BROKEN = "CUDA cannot be used after "
 TEST_VARIABLES = {"TRITON_INTERPRET": "0", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
@@ -199,11 +208,6 @@ def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
         return None
 
 
-def _last(done: Finished) -> str:
-    lines = [line.strip() for line in done.output.splitlines() if line.strip()]
-    return lines[-1][:120] if lines else f"exit status {done.status}"
-
-
 def installed(name: str) -> str | None:
     """A tool of CUDA's toolkit, which need not be on PATH."""
     return shutil.which(name) or shutil.which(name, path=TOOLKIT)
@@ -221,29 +225,22 @@ def files_with(pattern: str) -> list[str]:
 
 
 def pytest(marks: str, pattern: str, *options: str) -> list[str]:
-    """A pytest command for these marks in files that hold a pattern: needs no plugin, warnings fail nothing."""
-    settings = ["-o", "minversion=7", "-o", "addopts=-ra --strict-markers", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "-q", *settings]
+    """A pytest command for these marks in files that hold a pattern: needs no plugin, warnings fail nothing.
+
+    It prints each test's name before it begins, and its stack where it takes too long.
+    """
+    settings = [f"faulthandler_timeout={HANG_SECONDS}", "minversion=7", "addopts=-ra --strict-markers"]
+    options = ("-p", "no:cacheprovider", *(word for x in settings for word in ("-o", x)), *options)
+    command = [sys.executable, "-m", "pytest", "-v"]
     return [*command, "-W", "default", "-m", marks, *options, *files_with(pattern)]
 
 
-def counted(outputs: Iterable[str]) -> dict[str, int]:
-    """Sums of the numbers in pytest's closing lines: {"passed": 10, "skipped": 2}."""
-    total: dict[str, int] = {}
-    for output in outputs:
-        last = next((line for line in reversed(output.splitlines()) if re.search(r" in [\d.]+s", line)), "")
-        for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", last):
-            total[what.rstrip("s") if what == "errors" else what] = total.get(what, 0) + int(number)
-    return total
-
-
-def verdict(done: Finished) -> tuple[bool, str]:
-    """Whether a run under compute-sanitizer failed, and its summary."""
-    if done.status is None:
-        errors = re.findall(r"^=+ (Invalid .*|Error: .*|Warning: Race .*)", done.output, re.MULTILINE)
-        return bool(errors), errors[0] if errors else "not finished in time"
-    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.output)
-    return done.status != 0, summary[-1] if summary and done.status in (0, SANITIZER_ERROR) else _last(done)
+def missing() -> list[str]:
+    """What building and testing needs of Python's packages and is not there."""
+    found = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    return found + [
+        x for x in TOOLS_OF_BUILD if shutil.which(x) is None and importlib.util.find_spec(x) is None
+    ]
 
 
 def gpu() -> tuple[str, str]:
@@ -254,31 +251,34 @@ def gpu() -> tuple[str, str]:
         return "", f"{sys.executable} must have torch: {error}"
     if not torch.cuda.is_available():
         return "", f"{sys.executable} must have a torch that sees a GPU"
+    if lacking := missing():
+        return "", f"{sys.executable} must have {', '.join(lacking)}"
     if compiler() is None:
         return "", f"nvcc must be on PATH or in {TOOLKIT}, or named by CUDACXX"
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-"), ""
 
 
 def write_table(check: Check, label: str) -> list[str]:
-    """The Markdown table beside the logs; its targets, a line for every row, for the end of the output."""
+    """The Markdown table beside the logs; its targets, a line for every row of this run, for the end of the output."""
     sys.path.insert(0, str(ROOT))
-    from bench import gpu_render, results
+    from bench import gpu_render, gpu_rows, results
     from bench.render import duration, times
     from bench.row import REFERENCE
 
     path = check.results / f"{label}.json"
-    if not path.exists():
-        return []
-    found = results.read(path)
-    (check.logs / "table.md").write_text(gpu_render.markdown(found) + "\n")
+    found = results.read(path) if path.exists() else {"rows": []}
+    if found["rows"]:
+        (check.logs / "table.md").write_text(gpu_render.markdown(found) + "\n")
+    rows = [row for row in found["rows"] if row["seed"] == check.seed]
     lines = []
-    for row in found["rows"]:
+    for row in rows:
         if "refused" in row:
-            lines.append(f"{row['name']:36} refused")
+            lines.append(f"{row['name']:36} refused: {row['refused']}")
             continue
         taken, ratio = duration(row["seconds"][row["own"]]), times(row["ratios"][REFERENCE]["median"])
         lines.append(f"{row['name']:36} {taken:>9} {ratio:>7}  {gpu_render.targets(row)}")
-    return lines
+    left_out = gpu_render.unmeasured(rows, gpu_rows.rows())
+    return [*lines, "", *(f"not measured: {line}" for line in left_out)] if left_out else lines
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -304,7 +304,8 @@ def run(half: str, check: Check, label: str) -> int:
         kept = SANITIZER_KEPT if tests else 0.0
         if tests:
             jobs = max(min((os.cpu_count() or 1) * 3 // 4, PROCESSES), 1)
-            found.append(_shown(check.test(jobs, kept + (BENCH_KEPT if bench else 0.0))))
+            later = max(BENCH_KEPT, check.left() - kept - TEST_SECONDS) if bench else 0.0
+            found.append(_shown(check.test(jobs, kept + later)))
         if bench:
             found.append(_shown(check.bench(label, kept)))
             lines = write_table(check, label)

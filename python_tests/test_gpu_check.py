@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 import gpu_check
 import pytest
 from gpu_check import Check, Finished, Outcome
+from test_gpu_log import HANGING
+
+from bench import gpu_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED = "....\n4 passed, 1 skipped in 2.50s\n"
@@ -59,12 +63,32 @@ def test_a_step_has_what_is_left(check):
     assert check.seconds(10) == 1
 
 
-def test_building(check, monkeypatch):
-    commands = stand_in(monkeypatch, Finished(0, "ok"), Finished(1, "lots\nnvcc fatal : no\n"))
+FAILED_BUILD = """[1/2] errors.cpp.o
+FAILED: nlm.cu.o
+nlm.cu(7): error: identifier is undefined
+error: subprocess-exited-with-error
+hint: See above for details
+"""
+
+
+def test_building(check, monkeypatch, capsys):
+    commands = stand_in(
+        monkeypatch, Finished(0, "ok"), Finished(1, FAILED_BUILD), Finished(None, "[3/9] a.cu")
+    )
     assert not check.build().failed
     failed = check.build()
-    assert (failed.failed, failed.words) == (True, "nvcc fatal : no")
-    assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(commands[0])
+    assert (failed.failed, failed.words) == (True, "nlm.cu(7): error: identifier is undefined")
+    assert "FAILED: nlm.cu.o\nnlm.cu(7): error: identifier is undefined\n" in capsys.readouterr().out
+    assert check.build().words == "stopped after 0 s"
+    assert capsys.readouterr().out == "[3/9] a.cu\n"
+    assert {"-v", "--no-build-isolation", "--no-deps", "--no-index"} <= set(commands[0])
+
+
+def test_a_build_in_a_python_of_the_distribution_is_allowed(check, monkeypatch):
+    variables = {}
+    monkeypatch.setattr(Check, "run", lambda *_, **given: variables.update(given) or [Finished(0, "")])
+    check.build()
+    assert variables["PIP_BREAK_SYSTEM_PACKAGES"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +97,7 @@ def test_building(check, monkeypatch):
         (Finished(0, PASSED), False, "8 passed, 2 skipped"),
         (Finished(5, "no tests ran in 0.10s\n"), False, "4 passed, 1 skipped"),
         (Finished(1, "FAILED a\n1 failed, 2 passed in 3.00s\n"), True, "6 passed, 1 skipped, 1 failed"),
-        (Finished(None, "...."), True, "4 passed, 1 skipped; 1 of 2 processes stopped"),
+        (Finished(None, HANGING), True, "4 passed, 1 skipped; 1 of 2 processes stopped"),
     ],
     ids=["all", "none there", "failing", "stopped"],
 )
@@ -84,7 +108,10 @@ def test_testing_in_shards(check, monkeypatch, capsys, second, failed, words):
     files = gpu_check.files_with(gpu_check.GPU_FILES)
     assert "python_tests/test_triton_loop.py" in files
     assert [command[-len(files) - 1] for command in commands] == ["--shard=0/2", "--shard=1/2"]
-    assert ("FAILED a" in capsys.readouterr().out) == ("failed" in words)
+    printed = capsys.readouterr().out
+    assert ("FAILED a" in printed) == ("failed" in words)
+    assert ("stopped in python_tests/test_x.py::test_b[nlm 1]\n" in printed) == ("stopped" in words)
+    assert {"-v", "faulthandler_timeout=60"} <= set(commands[0])
 
 
 def test_no_test_at_all_is_a_failure(check, monkeypatch):
@@ -153,18 +180,6 @@ def test_findings_of_the_sanitizer_fail(check, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("done", "expected"),
-    [
-        (Finished(None, "========= COMPUTE-SANITIZER\n"), (False, "not finished in time")),
-        (Finished(None, "..\n========= Invalid write of size 4\n.."), (True, "Invalid write of size 4")),
-        (Finished(1, "1 failed in 2.00s\n"), (True, "1 failed in 2.00s")),
-    ],
-)
-def test_verdicts(done, expected):
-    assert gpu_check.verdict(done) == expected
-
-
-@pytest.mark.parametrize(
     ("half", "steps"),
     [("test", ["build", "tests", "sanitizer"]), ("bench", ["build", "benchmark"]),
      ("check", ["build", "tests", "benchmark", "sanitizer"])],
@@ -187,10 +202,36 @@ def test_nothing_runs_on_a_package_that_was_not_built(check, monkeypatch, capsys
 
 
 def test_the_benchmark_is_told_where_and_how_long(check, monkeypatch, capsys):
-    commands = stand_in(monkeypatch, Finished(0, "lines"), Finished(1, "broken"))
+    commands = stand_in(monkeypatch, Finished(0, "lines"), Finished(1, "broken"), Finished(None, "infer ..."))
     assert not check.bench("nvidia-h200").failed
     assert check.bench("nvidia-h200").words == "broken"
-    assert commands[0][-2:] == ["--budget=300", f"--out={check.results / 'nvidia-h200.json'}"]
+    assert check.bench("nvidia-h200").words == "stopped after 0 s"
+    given = [f"--seed={check.seed}", f"--out={check.results / 'nvidia-h200.json'}", "--budget=485"]
+    assert commands[0][-3:] == given
+
+
+def test_after_a_row_that_breaks_cuda_a_new_process_measures(check, monkeypatch):
+    assert gpu_check.BROKEN_STATUS == gpu_run.BROKEN_STATUS
+    broken = Finished(gpu_check.BROKEN_STATUS, "another process must go on: why")
+    commands = stand_in(monkeypatch, broken, Finished(0, "lines"))
+    found = check.bench("nvidia-h200")
+    assert (found.failed, found.words) == (True, "another process must go on: why")
+    assert ["--resume" in command for command in commands] == [False, True]
+    check.end = time.monotonic() + 40
+    stand_in(monkeypatch, broken)
+    assert check.bench("nvidia-h200").failed
+
+
+def test_what_was_not_measured_ends_the_table(check):
+    text = {"name": "train/parity 75/25 B64", "refused": "broken", "seed": check.seed}
+    old = {"name": "infer/of an earlier run", "seed": check.seed + 1}
+    (check.results / "toy.json").write_text(json.dumps({"machine": {}, "rows": [text, old]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.gpu_render.markdown", lambda found: "table")
+        lines = gpu_check.write_table(check, "toy")
+    assert lines[0].split(maxsplit=3)[3] == "refused: broken"
+    assert lines[2] == "not measured: train/parity 75/25 B64: 4x reference, 1.5x compiled, 1/8 peak"
+    assert not any("earlier" in line for line in lines)
 
 
 def test_every_step_leaves_time_to_those_behind_it(check, monkeypatch):
@@ -226,7 +267,7 @@ for name in {names}: sys.modules[name] = None
 import pytest, bench.__main__, bench.gpu_compiled, gpu_check
 from bench.table import find_rows
 assert find_rows([], device="cuda")
-command = gpu_check.pytest(gpu_check.MARKS, gpu_check.GPU_FILES, "--collect-only")
+command = gpu_check.pytest(gpu_check.MARKS, gpu_check.GPU_FILES, "--collect-only", "-qq")
 sys.exit(pytest.main(command[3:]))
 """
 
@@ -265,6 +306,7 @@ def test_without_a_gpu_nothing_is_built(target, tmp_path):
 def gpu_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(gpu_check, "missing", list)
     monkeypatch.delenv("CUDACXX", raising=False)
 
 
@@ -273,6 +315,17 @@ def test_refusals(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu_check.main(["check"]) == 2
     assert f"gpu-check: {sys.executable} must have torch: " in capsys.readouterr().err
+
+
+def test_everything_that_is_missing_is_named_at_once(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *_, **__: None)
+    there = {"torch", "pip", "triton", "pytest", "ninja"}
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name if name in there else None)
+    must = f"{sys.executable} must have numpy, pybind11, scikit_build_core, cmake"
+    assert gpu_check.gpu() == ("", must)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, **__: f"/bin/{name}")
+    assert gpu_check.missing() == ["numpy", "pybind11", "scikit_build_core"]
 
 
 @pytest.mark.usefixtures("gpu_there")
