@@ -10,6 +10,7 @@ from torch import nn
 
 import ctm_fast
 from ctm_fast.models import presets
+from ctm_fast.testing import relative_error
 
 
 def refuses(error, message):
@@ -60,6 +61,18 @@ def test_engines_that_take_the_models_input(name):
     arrays = (inputs[0].numpy(), *inputs[1:])
     for a, b in zip(engine_outputs(engine, inputs), engine_outputs(engine, arrays), strict=True):
         assert torch.equal(a, b)
+
+
+def test_features_of_ones_own_are_what_the_engine_takes():
+    """Here the backbone and the embedding could not even read the input."""
+    model, (x,) = ours(small_ctm.signs(3))
+    with torch.no_grad():
+        tokens = model.compute_features(x)
+    model.compute_features = lambda given: given
+    engine = ctm_fast.Engine(model, tokens)
+    assert engine.inputs == (("tokens", (None, None, tokens.shape[2]), "float32"),)
+    found = torch.from_numpy(engine(tokens.numpy()).predictions)
+    assert relative_error(found, model(tokens)[0]) < 1e-5
 
 
 GRIDS = ["learnable-fourier", "multi-learnable-fourier", "custom-rotational", "none"]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctm_fast import forward
 from ctm_fast.engine import inputs
 from ctm_fast.engine.front_extract import Builder, UnknownLayerError, array
 from ctm_fast.engine.inputs import Inputs
@@ -54,7 +55,7 @@ def _found(
     recipe: Recipe, model: Any, example: tuple[Any, ...]
 ) -> tuple[Found | None, Found | None, Question | None]:
     """Programs of the tokens and of the given inputs."""
-    if recipe.kind == "base":
+    if recipe.kind == "base" and not forward.overridden(model, "compute_features"):
         parts = [getattr(model, name, None) for name in ("initial_rgb", "backbone")]
         return _attended(model, [part for part in parts if part is not None], example[0]), None, None
     if recipe.kind == "rl":
