@@ -36,7 +36,7 @@ test: $(VENV)/dev
 	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/dev
-	$(PY) -m pytest -m slow $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -m slow -n $(JOBS) $(ARGS)
 
 bench: $(VENV)/demo
 	$(PY) -m bench $(ARGS)
