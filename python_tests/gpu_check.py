@@ -30,6 +30,7 @@ PROBE_SECONDS, LEAST_SECONDS = 40.0, 5.0
 PROCESSES = 12
 TOOLKIT = "/usr/local/cuda/bin"
 NO_TIME = "left out: no time left (make gpu-test runs it)"
+BUILD_DIR = "build/gpu"
 MARKS = "(needs_gpu or needs_cuda) and not slow"
 GPU_FILES = r"needs_gpu|needs_cuda|device: str"
 SANITIZED = "sanitized and (needs_gpu or needs_cuda)"
@@ -102,7 +103,7 @@ class Check:
             "--no-build-isolation",
             "--no-deps",
             "--no-index",
-            "-Cbuild-dir=build/gpu",
+            f"-Cbuild-dir={BUILD_DIR}",
             "-e",
             ".",
         )
@@ -117,6 +118,8 @@ class Check:
         seconds = time.monotonic() - start
         if done.status == 0:
             return Outcome("build", seconds, False, "built")
+        if done.status is not None:  # or CMake would not look again for what it has not found
+            (ROOT / BUILD_DIR / "CMakeCache.txt").unlink(missing_ok=True)
         words, lines = failure(done)
         print(*lines, sep="\n", flush=True)
         return Outcome(

@@ -71,12 +71,17 @@ hint: See above for details
 """
 
 
-def test_building(check, monkeypatch, capsys):
+def test_building(check, monkeypatch, capsys, tmp_path):
+    cache = tmp_path / "CMakeCache.txt"
+    cache.write_text("CMAKE_CUDA_COMPILER=NOTFOUND")
+    monkeypatch.setattr(gpu_check, "BUILD_DIR", str(tmp_path))
     commands = stand_in(
         monkeypatch, Finished(0, "ok"), Finished(1, FAILED_BUILD), Finished(None, "[3/9] a.cu")
     )
     assert not check.build().failed
+    assert cache.exists()
     failed = check.build()
+    assert not cache.exists()
     assert (failed.failed, failed.words) == (True, "nlm.cu(7): error: identifier is undefined")
     assert "FAILED: nlm.cu.o\nnlm.cu(7): error: identifier is undefined\n" in capsys.readouterr().out
     assert check.build().words == "stopped after 0 s"
