@@ -132,7 +132,7 @@ def _triton_reason(op: str, device: str, dtype: str) -> str | None:
     if device not in ("cpu", "cuda"):
         return f"the Triton kernels of {op} run on the GPU, not on the device {device!r}"
     if not _HAS_TRITON:
-        return "the package triton is not installed: pip install 'ctm_fast[triton]'"
+        return "the package triton is not installed: pip install '.[triton]' in the checkout"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton kernels run on the GPU; on the CPU only in the interpreter, with TRITON_INTERPRET=1"
     return None

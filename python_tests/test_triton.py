@@ -118,4 +118,4 @@ def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.why_not("sync", "triton", "cuda") is None
     assert "take float32" in (backends.why_not("sync", "triton", "cuda", "complex64") or "")
     monkeypatch.setattr(backends, "_HAS_TRITON", False)
-    assert "pip install 'ctm_fast[triton]'" in (backends.why_not("sync", "triton", "cuda") or "")
+    assert "pip install '.[triton]'" in (backends.why_not("sync", "triton", "cuda") or "")
