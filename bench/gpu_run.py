@@ -73,6 +73,7 @@ class _Run:
             if self.left() < kept:
                 print(f"{row.name}: left out, the budget of {self.options.budget:g} s is spent", flush=True)
                 continue
+            print(f"{row.name} ...", end="\r", flush=True)  # what a log ends with where this row hangs
             try:
                 result = measure(row, self.seed, QUICK if self.options.quick else FULL, self.gpu)
             except Exception as error:  # one row's must not cost the others'

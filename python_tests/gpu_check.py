@@ -137,8 +137,8 @@ class Check:
         stopped = [under_way(done.output) for done in found if done.status is None]
         failed = any(done.status not in (0, 5) for done in found)
         words = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no tests"
-        lines = (line for done in found for line in done.output.splitlines())
-        print(*sorted({line for line in lines if line.startswith(("FAILED", "ERROR", BROKEN))}), sep="\n")
+        lines = {line.strip("! ") for done in found for line in done.output.splitlines()}
+        print(*sorted(line for line in lines if line.startswith(("FAILED", "ERROR", BROKEN))), sep="\n")
         if stopped:
             print(*(f"stopped {where}" for where in stopped), sep="\n")
             words += f"; {len(stopped)} of {jobs} processes stopped"
@@ -183,7 +183,8 @@ class Check:
             print(found[-1].output, flush=True)
         seconds = time.monotonic() - start
         words = [last(done) if done.status else "" for done in found if done.status is not None]
-        words += [f"stopped after {seconds:.0f} s"] if found[-1].status is None else []
+        if found[-1].status is None:
+            words.append(f"stopped after {seconds:.0f} s in: {last(found[-1])}")
         failed = any(done.status != 0 for done in found)
         return Outcome("benchmark", seconds, failed, "; ".join(filter(None, words)) or f"written to {path}")
 

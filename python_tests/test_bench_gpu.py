@@ -284,6 +284,7 @@ def test_a_failing_row_does_not_cost_the_others(tiny, tmp_path, capsys, monkeypa
     assert gpu_run.run([broken, *tiny], options(out=tmp_path / "gpu.json"), fake_gpu()) == 1
     caught = capsys.readouterr()
     assert "nlm-tick/broken: TypeError: broken; not timed" in caught.out
+    assert "nlm-tick/broken ...\r" in caught.out
     assert "Traceback" in caught.err
     assert len(results.read(tmp_path / "gpu.json")["rows"]) == 2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gpu_check
 import pytest
-from gpu_check import Check, Finished, Outcome
+from gpu_check import BROKEN, Check, Finished, Outcome
 from test_gpu_log import HANGING
 
 from bench import gpu_run
@@ -101,10 +101,11 @@ def test_a_build_in_a_python_of_the_distribution_is_allowed(check, monkeypatch):
     [
         (Finished(0, PASSED), False, "8 passed, 2 skipped"),
         (Finished(5, "no tests ran in 0.10s\n"), False, "4 passed, 1 skipped"),
+        (Finished(2, f"!! {BROKEN}a: why !!\n2 passed in 3.00s\n"), True, "6 passed, 1 skipped"),
         (Finished(1, "FAILED a\n1 failed, 2 passed in 3.00s\n"), True, "6 passed, 1 skipped, 1 failed"),
         (Finished(None, HANGING), True, "4 passed, 1 skipped; 1 of 2 processes stopped"),
     ],
-    ids=["all", "none there", "failing", "stopped"],
+    ids=["all", "none there", "broken", "failing", "stopped"],
 )
 def test_testing_in_shards(check, monkeypatch, capsys, second, failed, words):
     commands = stand_in(monkeypatch, Finished(0, PASSED), second)
@@ -115,6 +116,7 @@ def test_testing_in_shards(check, monkeypatch, capsys, second, failed, words):
     assert [command[-len(files) - 1] for command in commands] == ["--shard=0/2", "--shard=1/2"]
     printed = capsys.readouterr().out
     assert ("FAILED a" in printed) == ("failed" in words)
+    assert (f"{BROKEN}a: why\n" in printed) == (second.status == 2)
     assert ("stopped in python_tests/test_x.py::test_b[nlm 1]\n" in printed) == ("stopped" in words)
     assert {"-v", "faulthandler_timeout=60"} <= set(commands[0])
 
@@ -210,7 +212,7 @@ def test_the_benchmark_is_told_where_and_how_long(check, monkeypatch, capsys):
     commands = stand_in(monkeypatch, Finished(0, "lines"), Finished(1, "broken"), Finished(None, "infer ..."))
     assert not check.bench("nvidia-h200").failed
     assert check.bench("nvidia-h200").words == "broken"
-    assert check.bench("nvidia-h200").words == "stopped after 0 s"
+    assert check.bench("nvidia-h200").words == "stopped after 0 s in: infer ..."
     given = [f"--seed={check.seed}", f"--out={check.results / 'nvidia-h200.json'}", "--budget=485"]
     assert commands[0][-3:] == given
 
