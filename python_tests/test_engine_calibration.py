@@ -289,6 +289,7 @@ LABELS = np.zeros(3, int)
             (LOGITS, CERTAINTIES, np.zeros((3, 2), int)),
             'count must be "samples" or "elements", got None',
         ),
+        (ValueError, (LOGITS * np.nan, CERTAINTIES, LABELS), "predictions must be numbers, got NaN"),
     ],
 )
 def test_held_out_results_that_do_not_fit(error, arguments, message):
@@ -330,6 +331,26 @@ def test_other_arguments_that_are_refused():
     model, inputs = eval_model("rl")
     with pytest.raises(ValueError, match=r"^HeldOut: engine must make predictions, got one of kind rl$"):
         halting.HeldOut.of_engine(ctm_fast.Engine(model, inputs), inputs, LABELS)
+    with pytest.raises(TypeError, match=r"^HeldOut: engine must be an Engine, got str$"):
+        halting.HeldOut.of_engine("engine", inputs, LABELS)
+    model, inputs = eval_model("sort")
+    engine = ctm_fast.Engine(model, inputs)
+    with pytest.raises(ValueError, match=r"^HeldOut: inputs must hold at least one sample, got none$"):
+        halting.HeldOut.of_engine(engine, inputs[0][:0], LABELS)
+    with pytest.raises(ValueError, match=r"^pareto: batch must be at least 1, got 0$"):
+        halting.pareto(data, engine, inputs, batch=0)
+
+
+@pytest.mark.parametrize("name", ["min_ticks", "patience"])
+def test_numbers_of_ticks(name):
+    data = halting.HeldOut.of(LOGITS, CERTAINTIES, LABELS)
+    expected = halting.calibrate(data, within=0.1, **{name: 2})
+    assert halting.calibrate(data, within=0.1, **{name: np.int64(2)}) == expected
+    assert halting.calibrate(data, within=0.1, **{name: np.array([2])}) == expected
+    with pytest.raises(TypeError, match=f"^calibrate: {name} must be an integer or several, got 1.5$"):
+        halting.calibrate(data, within=0.1, **{name: 1.5})
+    with pytest.raises(TypeError, match="^calibrate: rules must be a sequence of names, got 'energy'$"):
+        halting.calibrate(data, within=0.1, rules="energy")
 
 
 def test_no_torch_is_imported():

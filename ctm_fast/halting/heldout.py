@@ -61,6 +61,8 @@ class HeldOut:
         logits, classes = as_array(predictions), as_array(labels)
         if logits.ndim != 3 or 0 in logits.shape:
             raise ValueError(f"HeldOut: predictions must have shape (B, C, T), got {logits.shape}")
+        if np.isnan(logits).any():
+            raise ValueError("HeldOut: predictions must be numbers, got NaN")
         samples, _, ticks = logits.shape
         right = _right(logits, classes)
         groups = right.shape[1]
@@ -94,9 +96,13 @@ class HeldOut:
         Raises:
             TypeError, ValueError: "HeldOut: argument must ..., got ..."; and as the engine's call.
         """
+        if not isinstance(engine, Engine):
+            raise TypeError(f"HeldOut: engine must be an Engine, got {type(engine).__name__}")
+        if engine.kind == "rl":
+            raise ValueError("HeldOut: engine must make predictions, got one of kind rl")
         found = [engine(*part) for part in batches(engine, inputs)]
-        if found[0].predictions is None:
-            raise ValueError(f"HeldOut: engine must make predictions, got one of kind {engine.kind}")
+        if not found:
+            raise ValueError("HeldOut: inputs must hold at least one sample, got none")
         whole = [None if part[0] is None else np.concatenate(part) for part in zip(*found, strict=True)]
         return cls.of(whole[0], whole[1], labels, whole[2], count=count)
 

@@ -115,6 +115,8 @@ def pareto(
     """
     if (engine is None) != (inputs is None):
         raise ValueError("pareto: engine and inputs must be given together, got one of them")
+    if batch is not None and batch < 1:
+        raise ValueError(f"pareto: batch must be at least 1, got {batch}")
     if points < 2:
         raise ValueError(f"pareto: points must be at least 2, got {points}")
     found = _searched("pareto", data, rules, min_ticks, patience)
@@ -154,6 +156,8 @@ def _searched(
     op: str, data: HeldOut, rules: Sequence[str] | None, min_ticks: Ints, patience: Ints
 ) -> Candidates:
     """The undominated rules, the fewest ticks first; the last tick for everybody is among the candidates."""
+    if isinstance(rules, str):
+        raise TypeError(f"{op}: rules must be a sequence of names, got {rules!r}")
     scores = scores_of(op, data.certainties, data.energies)
     names = [name for name in RULES if name in (scores if rules is None else rules)]
     if rules is not None and (unknown := [name for name in rules if name not in scores] or not rules):
@@ -177,7 +181,9 @@ def _searched(
 
 
 def _options(op: str, name: str, values: Ints) -> tuple[int, ...]:
-    found = (values,) if isinstance(values, int) else tuple(values)
+    found = tuple(np.atleast_1d(values).tolist())
+    if any(type(value) is not int for value in found):
+        raise TypeError(f"{op}: {name} must be an integer or several, got {values!r}")
     if not found or min(found) < 1:
         raise ValueError(f"{op}: {name} must be at least 1, got {values}")
     return found
