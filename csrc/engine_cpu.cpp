@@ -28,6 +28,7 @@ struct Ticks {
   bool is_raw(const Front& f) const { return call.raw && !f.empty(); }
 
   bool check() const {
+    const FlushDenormals flush;
     return is_finite(fronts.tokens, call.sets, call.token_data, token_elements()) &&
            is_finite(fronts.given, call.given, call.given_data, given_elements());
   }
@@ -174,8 +175,9 @@ class Engine {
     }
   }
 
+  // Denormals are flushed within each share of the work alone: a thread that OpenMP starts keeps the control
+  // word of the one that starts it, and lives on in other libraries' loops.
   EngineRun run(const EngineCall& call) {
-    const FlushDenormals flush;
     const int64_t groups = groups_of(call.batch);
     std::atomic<bool> all_finite{true};
     std::atomic<int64_t> computed{0};

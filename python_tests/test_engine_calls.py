@@ -91,6 +91,30 @@ def test_denormals_are_back_after_a_call():
     assert (tiny * 1.0 > 0).all()
 
 
+WORKERS = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from engine_cases import eval_model
+import ctm_fast
+
+model, inputs = eval_model("sort", batch=4)
+ctm_fast.Engine(model, inputs, threads=2)(*inputs)
+torch.set_num_threads(2)
+flushed = int((torch.full((400_000,), 1e-40) * 1.0 == 0).sum())
+assert flushed == 0, flushed
+"""
+
+
+def test_denormals_are_back_on_threads_that_a_call_started():
+    """In a process of its own, whose first parallel region is the engine's; torch's threads are the same ones."""
+    run = subprocess.run(
+        [sys.executable, "-c", WORKERS.format(tests=str(HERE))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_gil_is_free_during_a_call():
     """Two threads call one engine: that the second one finds it at work means that the first let it run."""
     model, inputs = eval_model("base-wide", batch=16, iterations=60)
