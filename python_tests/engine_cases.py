@@ -4,10 +4,13 @@ import copy
 import json
 
 import numpy as np
+import pytest
 import torch
 from foreign_cases import build
 from foreign_cases import to as in_dtype
 
+from ctm_fast.engine import load
+from ctm_fast.engine.file import sealed
 from ctm_fast.testing import relative_error
 
 
@@ -47,7 +50,7 @@ def assert_as_exact(engine, model, inputs):
 
 
 def damaged(path, change):
-    """Rewrites the header of an engine file after ``change(header, config)``."""
+    """Rewrites the header of an engine file, checksum included, after ``change(header, config)``."""
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
@@ -55,4 +58,20 @@ def damaged(path, change):
     change(header, config)
     header["__metadata__"]["config"] = json.dumps(config)
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    head = len(text).to_bytes(8, "little") + text
+    path.write_bytes(sealed(head, [np.frombuffer(data[end:], np.uint8)]) + data[end:])
+
+
+def assert_flips_are_refused(path, count=400):
+    """That ``load`` refuses this file with a bit, or all bits, of any byte turned over."""
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    first = 8 + int.from_bytes(whole[:8], "little")
+    header, data = draw.integers(0, first, count // 2), draw.integers(first, len(whole), count // 2)
+    for at in (*range(64), *header, *data):
+        flipped = bytearray(whole)
+        flipped[at] ^= draw.choice([1 << draw.integers(8), 255])
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"^load: path must be "):
+            load(path)
+    path.write_bytes(whole)
+    load(path)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from cell_cases import build, same
-from engine_cases import damaged
+from engine_cases import assert_flips_are_refused, damaged
 
 import ctm_fast
 from ctm_fast import engine as engines
@@ -78,6 +78,12 @@ def test_truncated_files_are_refused(kept, tmp_path):
         engines.load(path)
 
 
+@pytest.mark.parametrize("name", ["lstm", "adaptive-rnn"])
+def test_every_flipped_byte_is_refused(name, tmp_path):
+    saved(name, tmp_path / "engine")
+    assert_flips_are_refused(tmp_path / "engine")
+
+
 def sizes(**changes):
     """A damage of sizes in the config."""
     return lambda _, config: config["sizes"].update(changes)
@@ -103,6 +109,16 @@ CHANGES = {
         "kind": lambda _, config: config.update(kind="adaptive"),
         "ctm": lambda _, config: config.update(kind="base"),
         "clip": lambda _, config: config["numbers"].update(clip=-1),
+        "layers-without-end": sizes(layers=(1 << 31) - 1),
+        "size-of-a-float": sizes(width=21.0),
+        "size-of-a-bool": sizes(shared=True),
+        "size-without-end": sizes(batch=float("inf")),
+        "size-of-33-bits": sizes(batch=1 << 31),
+        "eps-negative": lambda _, config: config["numbers"].update(eps=-1e-6),
+        "eps-nan": lambda _, config: config["numbers"].update(eps=float("nan")),
+        "eps-huge": lambda _, config: config["numbers"].update(eps=1e300),
+        "eps-of-text": lambda _, config: config["numbers"].update(eps="1e-6"),
+        "adaptive": lambda _, config: config.update(adaptive=0),
         "eps": lambda _, config: config["numbers"].update(eps=None),
         "number-missing": lambda _, config: config.pop("numbers"),
         "array-missing": lambda header, _: header.pop("layer0.bias"),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import small_ctm
 import torch
-from engine_cases import damaged, eval_model
+from engine_cases import assert_flips_are_refused, damaged, eval_model
 
 import ctm_fast
 from ctm_fast import engine as engines
+from ctm_fast.engine.file import sealed
 from ctm_fast.models import presets
 
 NAMES = ["base-energy", "sort", "qamnist", "rl"]
@@ -202,7 +203,21 @@ CHANGES = {
     "group": lambda _, config: config["sizes"].update(group=5),
     "text": lambda _, config: config["sizes"].update(neurons="many"),
     "further-size": lambda _, config: config["sizes"].update(colours=3),
+    "size-of-a-float": lambda _, config: config["sizes"].update(memory=5.0),
+    "size-of-a-bool": lambda _, config: config["sizes"].update(deep=True),
+    "size-without-end": lambda _, config: config["sizes"].update(batch=float("inf")),
+    "size-of-33-bits": lambda _, config: config["sizes"].update(batch=1 << 31),
+    "tokens": lambda _, config: config["sizes"].update(tokens=1 << 20),
+    "sets": lambda _, config: config["sizes"].update(sets=1),
+    "action": lambda _, config: config["sizes"].update(action=4),
+    "ticks": lambda _, config: config["sizes"].update(ticks=config["iterations"] + 1),
+    "iterations": lambda _, config: config.update(iterations=1),
+    "iterations-of-text": lambda _, config: config.update(iterations=str(config["iterations"])),
     "kind": lambda _, config: config.update(kind="other"),
+    "eps-nan": lambda _, config: config["stages"][0].update(eps=float("nan")),
+    "eps-negative": lambda _, config: config["stages"][0].update(eps=-1e-5),
+    "eps-huge": lambda _, config: config["stages"][0].update(outer_eps=1e300),
+    "eps-of-text": lambda _, config: config["stages"][0].update(eps="1e-5"),
     "another-kind": lambda _, config: config.update(kind="rl"),
     "no-stages": lambda _, config: config.update(stages=[]),
     "stage": lambda _, config: config["stages"][0].update(kind="relu"),
@@ -211,6 +226,9 @@ CHANGES = {
     "array-shape": lambda header, _: header["start"].update(shape=[1, 1]),
     "array-dtype": lambda header, _: header["left"].update(dtype="F32"),
     "array-offset": lambda header, _: header["w1"].update(data_offsets=[1 << 40, 1 << 41]),
+    "array-again": lambda header, _: header["b1"].update(data_offsets=header["w1"]["data_offsets"]),
+    "array-shape-negative": lambda header, _: header["start"].update(shape=[-1, -1]),
+    "array-shape-of-floats": lambda header, _: header["start"].update(shape=[1.0, 1.0]),
     "entry": lambda header, _: header.update(w1=7),
 }
 
@@ -225,11 +243,62 @@ def test_inconsistent_files_are_refused(change, tmp_path):
         engines.load(path)
 
 
+@pytest.mark.parametrize("name", ["base-energy", "sort", "rl"])
+def test_every_flipped_byte_is_refused(name, tmp_path):
+    engine, *_ = features(name)
+    engine.save(tmp_path / "engine")
+    assert_flips_are_refused(tmp_path / "engine")
+
+
+def test_further_bytes_are_refused(tmp_path):
+    engine, *_ = features("sort")
+    path = tmp_path / "engine"
+    engine.save(path)
+    path.write_bytes(path.read_bytes() + bytes(4))
+    with pytest.raises(ValueError, match="got other bytes than were written"):
+        engines.load(path)
+    damaged(path, lambda header, config: None)
+    with pytest.raises(ValueError, match="got arrays that do not fill it"):
+        engines.load(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("width", ["float32", "bfloat16"])
+def test_arrays_that_are_not_finite_are_refused(width, bad, tmp_path):
+    model, inputs = eval_model("sort")
+    engine = ctm_fast.Engine(model, inputs, weights=width)
+    x = engine._recipe.arrays["w1"]
+    x.flat[0] = bad if width == "float32" else np.float32(bad).view(np.uint32) >> 16
+    engine.save(tmp_path / "engine")
+    with pytest.raises(ValueError, match="got NaN or infinity in w1"):
+        engines.load(tmp_path / "engine")
+
+
+def test_deep_headers_are_refused(tmp_path):
+    engine, *_ = features("sort")
+    path = tmp_path / "engine"
+    deep = "[" * 100_000 + "]" * 100_000
+    engine.save(path)
+    damaged(path, lambda header, _: header.update(w1=0))
+    text = path.read_bytes()[8:].replace(b'"w1": 0', b'"w1": ' + deep.encode())
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"^load: path must be an engine's file, got a damaged"):
+        engines.load(path)
+    engine.save(path)
+    damaged(path, lambda _, config: config.clear())
+    end = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    text, data = path.read_bytes()[8:end].replace(b'"{}"', f'"{deep}"'.encode()), path.read_bytes()[end:]
+    head = sealed(len(text).to_bytes(8, "little") + text, [np.frombuffer(data, np.uint8)])
+    path.write_bytes(head + data)
+    with pytest.raises(ValueError, match=r"^load: path must be a whole engine's file, got .*recursion"):
+        engines.load(path)
+
+
 def test_another_version_is_refused(tmp_path):
     engine, *_ = features("sort")
     engine.save(tmp_path / "engine")
-    damaged(tmp_path / "engine", lambda header, _: header["__metadata__"].update(version="2"))
-    with pytest.raises(ValueError, match="of version 1, got version 2"):
+    damaged(tmp_path / "engine", lambda header, _: header["__metadata__"].update(version="1"))
+    with pytest.raises(ValueError, match="of version 2, got version 1"):
         engines.load(tmp_path / "engine")
 
 
@@ -239,6 +308,8 @@ FRONT_CHANGES = {
     "stages": lambda _, config: config["fronts"]["tokens_front"].update(stages=[]),
     "kind": lambda _, config: stage(config, 1).update(kind="convolve"),
     "rows": lambda _, config: stage(config, 1).update(rows=5),
+    "eps": lambda _, config: stage(config, 2).update(eps=-1.0),
+    "width-of-a-bool": lambda _, config: stage(config, 1).update(width=True),
     "zero": lambda _, config: stage(config, 1).update(rows=0),
     "huge": lambda _, config: stage(config, 0).update(number=1 << 60),
     "negative": lambda _, config: stage(config, 0).update(number=-1),
@@ -276,6 +347,7 @@ QUESTIONS = {
     "none": lambda config: config.update(question=None),
     "positions": lambda config: config["question"].update(positions=10_000),
     "ticks": lambda config: config["question"].update(ticks=0),
+    "more-iterations-than-ticks": lambda config: config.update(iterations=config["sizes"]["ticks"] + 1),
     "without-front": lambda config: config["fronts"].update(given_front=None),
 }
 

@@ -1,13 +1,13 @@
 """Engines with weights of bfloat16 and int8: right for the rounded weights, in files, and compared by a command."""
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from engine_cases import eval_model
+from cell_cases import build
+from engine_cases import damaged, eval_model
 from recipe_reference import Reference
 
 import ctm_fast
@@ -242,24 +242,17 @@ CHANGES = {
     "width": (lambda _, config: config.update(weights="bfloat16"), "missing or further arrays"),
     "unknown": (lambda _, config: config.update(weights="int4"), "weights of an unknown width"),
     "missing": (lambda _, config: config.pop("weights"), "weights"),
-    "scale": (lambda header, _: header.pop("w1.scale"), "missing or further arrays: w1.scale"),
-    "shape": (lambda header, _: header["w2.scale"].update(shape=[2, 1]), "a truncated file"),
-    "dtype": (lambda header, _: header["w1"].update(dtype="BF16"), "a truncated file"),
+    "scale": (lambda header, _: header.pop("w1.scale"), "arrays that do not fill it"),
+    "shape": (lambda header, _: header["w2.scale"].update(shape=[2, 1]), "arrays that do not fill it"),
+    "dtype": (lambda header, _: header["w1"].update(dtype="BF16"), "arrays that do not fill it"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_inconsistent_files_are_refused(change, saved):
     *_, path = saved("sort", "int8")
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    config = json.loads(header["__metadata__"]["config"])
     edit, message = CHANGES[change]
-    edit(header, config)
-    header["__metadata__"]["config"] = json.dumps(config)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    damaged(path, edit)
     with pytest.raises(ValueError, match=rf"^load: path must be a whole engine's file, got .*{message}"):
         engines.load(path)
 
@@ -299,7 +292,63 @@ def test_the_command_reads_inputs_and_needs_no_torch(saved, tmp_path):
 
 def test_the_command_refuses(saved, tmp_path, capsys):
     *_, path = saved("sort", "int8")
-    assert compare.main(["compare", str(path)]) == 1
+    assert compare.main(["compare", str(path)]) == 2
     assert capsys.readouterr().err == "compare: file must hold float32 weights, got int8\n"
-    assert compare.main(["compare", str(tmp_path / "none")]) == 1
+    assert compare.main(["compare", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.startswith("load: path must be a file, got")
+
+
+@pytest.mark.parametrize("name", ["lstm", "adaptive-rnn"])
+def test_the_command_refuses_cells(name, tmp_path, capsys):
+    engine = ctm_fast.Engine(*build(name))
+    engine.save(tmp_path / "engine")
+    assert compare.main(["compare", str(tmp_path / "engine")]) == 2
+    expected = f"got a cell of kind {engine.kind}, whose weights are float32 only\n"
+    assert capsys.readouterr().err == "compare: file must be of a CTM, " + expected
+
+
+def refused(path, inputs, capsys):
+    """The one sentence with which the command refuses these inputs."""
+    assert compare.main(["compare", str(path), "--inputs", str(inputs)]) == 2
+    found = capsys.readouterr()
+    assert not found.out
+    (sentence,) = found.err.splitlines()
+    return sentence
+
+
+@pytest.mark.parametrize("kept", ["nothing", "half", "garbage", "npy", "damaged"])
+def test_the_command_refuses_files_of_inputs(kept, saved, tmp_path, capsys):
+    _, inputs, path = saved("sort", "float32")
+    file = tmp_path / "inputs.npz"
+    np.savez_compressed(file, inputs[0].numpy())
+    data = file.read_bytes()
+    middle = len(data) // 3
+    changed = {
+        "nothing": b"", "half": data[: len(data) // 2], "garbage": bytes(range(256)),
+        "damaged": data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :],
+    }  # fmt: skip
+    file.write_bytes(changed.get(kept, data))
+    if kept == "npy":
+        with file.open("wb") as stream:
+            np.save(stream, inputs[0].numpy())
+    assert refused(path, file, capsys).startswith("compare: inputs must be a whole NPZ file, got '")
+
+
+@pytest.mark.parametrize("name", ["sort", "rl"])
+def test_the_command_refuses_other_inputs(name, saved, tmp_path, capsys):
+    _, inputs, path = saved(name, "float32")
+    x, file = inputs[0].numpy(), tmp_path / "inputs.npz"
+    for arrays in ([], [x, x], [np.float32(1)]):
+        np.savez(file, *arrays)
+        assert refused(path, file, capsys).startswith("compare: inputs must be arrays of ")
+
+
+def test_the_command_refuses_indices_outside_their_table(tmp_path, capsys):
+    torch.manual_seed(0)
+    model, inputs = eval_model("qamnist")
+    ctm_fast.Engine(model, inputs).save(tmp_path / "engine")
+    arrays = compare.random_inputs(engines.load(tmp_path / "engine")._recipe, 0)
+    np.savez(tmp_path / "inputs.npz", arrays[0], np.full_like(arrays[1], 99))
+    assert refused(tmp_path / "engine", tmp_path / "inputs.npz", capsys).startswith(
+        "Engine: question must hold"
+    )

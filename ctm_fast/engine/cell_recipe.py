@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctm_fast.engine.front import MOST_ELEMENTS, Shapes
+from ctm_fast.engine.front import Shapes
+from ctm_fast.engine.limits import MOST_ELEMENTS, SIZE_END, is_eps, number, whole
 
 KINDS = ("ntm", "adaptive")
 
 ORDERS, COSINES, KEYS, ADDS = 3, 6, 2, 3  # how many of each csrc/ntm.h has
-MOST_TICKS = (1 << 31) - 1
 
 
 class Sizes(NamedTuple):
@@ -98,9 +98,11 @@ class CellRecipe:
     @classmethod
     def from_config(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> CellRecipe:
         """The inverse of :meth:`config`."""
-        sizes = Sizes(**{name: int(value) for name, value in config["sizes"].items()})
-        numbers = {name: math.inf if x is None else float(x) for name, x in config["numbers"].items()}
-        return cls(str(config["kind"]), bool(config["adaptive"]), sizes, Numbers(**numbers), arrays)
+        if type(config["adaptive"]) is not bool:
+            raise ValueError(f"{config['adaptive']!r} where a truth value belongs")
+        sizes = Sizes(**{name: whole(value) for name, value in config["sizes"].items()})
+        numbers = {name: math.inf if x is None else number(x) for name, x in config["numbers"].items()}
+        return cls(config["kind"], config["adaptive"], sizes, Numbers(**numbers), arrays)
 
 
 def shapes_of(n: Sizes) -> Shapes:
@@ -125,11 +127,14 @@ def shapes_of(n: Sizes) -> Shapes:
 def reason_against(recipe: CellRecipe) -> str | None:
     """Why no engine can be made of this, or None."""
     n = recipe.sizes
-    if any(x < 0 for x in n) or min(n.batch, n.inputs, n.width, n.layers, n.outputs) < 1 or n.states > 2:
-        return "sizes of zero or negative ones"
+    least = min(n.batch, n.inputs, n.width, n.layers, n.outputs)
+    if not all(0 <= x < SIZE_END for x in n) or least < 1 or n.states > 2:
+        return "sizes of zero or out of their range"
+    if n.layers > len(recipe.arrays):
+        return "missing layers"
     reason = _against_ntm(n) if recipe.kind == "ntm" else _against_adaptive(n)
     eps, clip, threshold = recipe.numbers
-    if not reason and not (0 <= eps < math.inf and clip > 0 and 0 < threshold <= 1):
+    if not reason and not (is_eps(eps) and clip > 0 and 0 < threshold <= 1):
         reason = "numbers out of their ranges"
     return reason or _against_arrays(recipe)
 
@@ -149,7 +154,7 @@ def _against_ntm(n: Sizes) -> str | None:
 def _against_adaptive(n: Sizes) -> str | None:
     if n.layers != 1 or not n.states or any(n[Sizes._fields.index("slots") : Sizes._fields.index("most")]):
         return "sizes of another kind than adaptive"
-    if not 1 <= n.most <= MOST_TICKS or (n.classes and n.outputs % n.classes):
+    if n.most < 1 or (n.classes and n.outputs % n.classes):
         return "ticks or digits out of their ranges"
     return None
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ctm_fast.engine import weights
+from ctm_fast.engine.cell import CellEngine
 from ctm_fast.engine.engine import Engine, load
 from ctm_fast.engine.front import Front
 from ctm_fast.engine.halt import EngineResult
 from ctm_fast.engine.recipe import Input, Recipe
 from ctm_fast.engine.weights import Difference
+
+USAGE = 2  # exit status where the arguments are at fault, that of argparse
 
 
 def results(engine: Engine, inputs: tuple[Any, ...]) -> EngineResult:
@@ -98,9 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     try:
         lines = report(options.file, options.weights, options.inputs, options.seed)
-    except (OSError, TypeError, ValueError) as error:
+    except (IndexError, OSError, TypeError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return USAGE
+    except MemoryError:
+        sys.stderr.write("compare: file must be of an engine that fits into memory, got a larger one\n")
+        return USAGE
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
@@ -109,12 +117,17 @@ def report(file: Path, width: str | None, inputs: Path | None, seed: int) -> lis
     """Lines of the command: what each width changes, and the bytes of its weights.
 
     Raises:
-        FileNotFoundError, ValueError, TypeError: as loading and calling do; the file has narrow weights already.
+        FileNotFoundError, IndexError, TypeError, ValueError: as loading and calling do; the file has narrow weights
+            already, or is of a cell; the inputs are no arrays that the engine takes.
     """
     engine = load(file)
+    if isinstance(engine, CellEngine):
+        raise ValueError(
+            f"compare: file must be of a CTM, got a cell of kind {engine.kind}, whose weights are float32 only"
+        )
     if engine.weights != weights.FLOAT32:
         raise ValueError(f"compare: file must hold float32 weights, got {engine.weights}")
-    arrays = random_inputs(engine._recipe, seed) if inputs is None else _arrays(inputs)
+    arrays = random_inputs(engine._recipe, seed) if inputs is None else _arrays(inputs, engine)
     exact, before = results(engine, arrays), engine._recipe.nbytes
     source = f"random inputs of seed {seed}" if inputs is None else str(inputs)
     lines = [f"On {source}, relative to float32 with {before / 1e6:.2f} MB of arrays:"]
@@ -125,8 +138,29 @@ def report(file: Path, width: str | None, inputs: Path | None, seed: int) -> lis
     return lines
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, ...]:
-    with np.load(path) as archive:
+def _arrays(path: Path, engine: Engine) -> tuple[np.ndarray, ...]:
+    """Those of an NPZ file, as many as the engine takes."""
+    names = [expected.name for expected in engine.inputs]
+    with path.open("rb") as stream:
+        try:
+            found = _archived(stream)
+        except (EOFError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"compare: inputs must be a whole NPZ file, got {str(path)!r}: {error}"
+            ) from error
+    if len(found) != len(names) or any(np.ndim(x) == 0 for x in found):
+        shapes = ", ".join(str(np.shape(x)) for x in found)
+        raise ValueError(
+            f"compare: inputs must be arrays of {' and '.join(names)}, got {len(found)} of shapes {shapes}"
+        )
+    return found
+
+
+def _archived(stream: BinaryIO) -> tuple[np.ndarray, ...]:
+    if not zipfile.is_zipfile(stream):
+        raise ValueError("no archive")
+    stream.seek(0)
+    with np.load(stream) as archive:
         return tuple(archive.values())
 
 

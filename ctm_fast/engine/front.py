@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from ctm_fast.engine.limits import MOST_ELEMENTS, is_eps
+
 KINDS = (  # in the order of csrc/engine.h
     "embed", "linear", "add", "norm", "glu", "relu", "gelu", "silu", "tanh", "turn", "attend", "keep", "residual",
 )  # fmt: skip
 NAMES = ("x", "features", "question")
 READS = ("floats", "signs", "indices")
-MOST_ELEMENTS = 1 << 40  # of any array that an engine works in
 
 
 class FrontStage(NamedTuple):
@@ -87,6 +88,8 @@ def reason_against(front: Front, elements: int) -> str | None:
         return "a front with sizes of zero"
     if any(max(s.before, s.after, s.width * max(s.inputs, s.number)) > MOST_ELEMENTS for s in stages):
         return "a front with sizes beyond any memory"
+    if not all(is_eps(s.eps) for s in stages):
+        return "a front with an eps out of its range"
     if any(not _fits(s) for s in stages) or any(a.after != b.before for a, b in pairwise(stages)):
         return "a front of stages that do not fit each other"
     if stages[-1].after != elements:

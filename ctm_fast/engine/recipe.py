@@ -14,7 +14,8 @@ import numpy as np
 
 from ctm_fast.engine import front
 from ctm_fast.engine import weights as widths
-from ctm_fast.engine.front import MOST_ELEMENTS, Front, Shapes
+from ctm_fast.engine.front import Front, Shapes
+from ctm_fast.engine.limits import MOST_ELEMENTS, SIZE_END, is_eps
 
 KINDS = ("base", "sort", "qamnist", "rl")
 STAGES = ("glu", "silu", "skip")  # in the order of csrc/engine.h
@@ -196,15 +197,18 @@ INDICES = ("action_left", "action_right", "left", "right")
 def reason_against(recipe: Recipe) -> str | None:
     """Why no engine can be made of this, or None."""
     n, stages = recipe.sizes, recipe.stages
-    if recipe.kind not in KINDS or recipe.iterations < 1 or any(x < 0 for x in n):
-        return "unknown kinds or negative sizes"
+    if recipe.kind not in KINDS or recipe.iterations < 1 or not all(0 <= x < SIZE_END for x in n):
+        return "unknown kinds or sizes out of their range"
     if min(n.batch, n.ticks, n.neurons, n.memory, n.hidden, n.pairs) < 1 or not stages:
         return "sizes of zero"
     if reason := _against_kind(recipe):
         return reason
-    if reason := _against_stages(n, stages) or _against_fronts(recipe):
-        return reason
-    shapes = shapes_of(n, stages)
+    return _against_stages(n, stages) or _against_fronts(recipe) or _against_arrays(recipe)
+
+
+def _against_arrays(recipe: Recipe) -> str | None:
+    n = recipe.sizes
+    shapes = shapes_of(n, recipe.stages)
     for prefix, found_front in recipe.fronts.items():
         shapes |= front.shapes_of(found_front, prefix)
     if recipe.weights not in widths.WIDTHS:
@@ -219,6 +223,8 @@ def reason_against(recipe: Recipe) -> str | None:
         found = recipe.arrays[name]
         if found.shape != shape or found.dtype != dtype:
             return f"{name} of shape {found.shape} and {found.dtype} where {shape} and {dtype} belong"
+        if name == "eps" and not all(is_eps(x) for x in found):
+            return "an eps out of its range"
         if name in INDICES and found.size and (found.min() < 0 or found.max() >= n.neurons):
             return f"{name} outside [0, {n.neurons})"
     return widths.reason_against_scales(recipe.arrays)
@@ -227,27 +233,36 @@ def reason_against(recipe: Recipe) -> str | None:
 def _against_kind(recipe: Recipe) -> str | None:
     n, attends = recipe.sizes, recipe.kind in ("base", "qamnist")
     given, stateful = recipe.kind != "base", recipe.kind == "rl"
-    parts = [(n.heads, attends), (n.width, attends), (n.features, given), (n.given, given)]
-    parts += [(n.stateful, stateful), (n.classes, not stateful)]
+    parts = [(size, attends) for size in (n.heads, n.width, n.action, n.tokens, n.sets)]
+    parts += [(n.features, given), (n.given, given), (n.stateful, stateful)]
+    parts += [(n.classes, not stateful), (n.group, not stateful)]
     if any(bool(size) != wanted for size, wanted in parts) or max(n.deep, n.normed, n.stateful) > 1:
         return f"sizes of another kind than {recipe.kind}"
-    if attends and (n.width % n.heads or not n.action * n.tokens * n.sets):
+    if attends and n.width % n.heads:
         return "sizes of an attention that do not fit each other"
-    if n.classes and (n.group < 1 or n.classes % n.group):
+    if (n.classes and n.classes % n.group) or (n.energy and stateful):
         return "predictions that do not fit their softmax"
-    outputs = recipe.stages[0].outputs
-    largest = max(
-        n.sets * n.batch * n.width * n.tokens, n.given * n.batch * outputs, n.ticks * max(n.pairs, n.action),
-        n.batch * n.memory * n.neurons, n.batch * max(n.pairs, n.action, n.classes, n.energy),
-    )  # fmt: skip
-    return "sizes beyond any memory" if largest > MOST_ELEMENTS else None
+    asked = n.given if recipe.kind == "qamnist" else 0  # ticks of the question, and at least one of a digit
+    if n.ticks < recipe.iterations + asked or (not asked and n.ticks != recipe.iterations):
+        return "ticks that do not fit its iterations"
+    return "sizes beyond any memory" if _elements(n, recipe.stages) > MOST_ELEMENTS else None
+
+
+def _elements(n: Sizes, stages: tuple[Stage, ...]) -> int:
+    """About as many numbers as an engine works in, see csrc/engine_samples.h."""
+    widths = n.width + n.neurons + n.pairs + n.action + n.classes + n.energy + sum(s.outputs for s in stages)
+    histories = 2 * n.memory * n.neurons * (1 + n.stateful)
+    sample = widths + histories + 2 * n.sets * n.tokens * n.width + n.given * stages[0].outputs
+    return n.batch * sample + n.ticks * (n.pairs + n.action)
 
 
 def _against_stages(n: Sizes, stages: tuple[Stage, ...]) -> str | None:
     for i, s in enumerate(stages):
-        known = s.kind in STAGES and s.width > 0 and s.inputs > 0
+        known = s.kind in STAGES and 0 < s.width < SIZE_END and 0 < s.inputs < SIZE_END
         if not known or not -1 <= s.source < i or (s.source == -1) != (i == 0):
             return f"an unknown synapse stage {i}"
+        if not (is_eps(s.eps) and is_eps(s.outer_eps)):
+            return f"synapse stage {i} with an eps out of its range"
         expected = n.width + n.neurons if i == 0 else stages[s.source].width
         if s.inputs != expected:
             return f"synapse stage {i} with {s.inputs} inputs where {expected} belong"

@@ -30,6 +30,8 @@ MOST_SCALE = np.nextafter(
     np.float32(np.finfo(np.float32).max / MOST_INT8), np.float32(0)
 )  # 127 times it is finite
 
+EXPONENT = 0x7F80  # bits of a bfloat16 that all are one where it is not finite
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -130,6 +132,15 @@ def to_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inputs_axis(name: str) -> int:
     return 0 if name in MODELS else 1
+
+
+def reason_against_values(arrays: Arrays) -> str | None:
+    """Why these arrays of a file, weights of any width among them, hold no numbers to compute with, or None."""
+    for name, x in arrays.items():
+        finite = (x & EXPONENT) != EXPONENT if x.dtype == np.uint16 else np.isfinite(x)
+        if not finite.all():
+            return f"NaN or infinity in {name}"
+    return None
 
 
 def reason_against_scales(arrays: Arrays) -> str | None:
