@@ -27,11 +27,18 @@ def test_training_mode(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_that_are_not_one_tensor(name):
     model, x = build(name)
-    for example, found in ((x.numpy(), "ndarray"), ((), ""), ((x, x), "Tensor, Tensor")):
+    for example, found in (((), ""), ((x, x), "Tensor, Tensor")):
         with refuses(TypeError, rf"example_inputs must be one tensor, got \({found}\)"):
             ctm_fast.Engine(model, example)
     with refuses(ValueError, r"example_inputs must have shape \(T, B, I\) or \(B, I\), got \(6,\)"):
         ctm_fast.Engine(model, x[0, 0])
+    with refuses(ValueError, r"example_inputs must be what the model takes, got shape \(4, 3, 5\): .*"):
+        ctm_fast.Engine(model, x[..., 1:])
+    with refuses(TypeError, "example_inputs must be tensors or arrays, got NoneType"):
+        ctm_fast.Engine(model, None)
+    assert np.array_equal(
+        ctm_fast.Engine(model, x.numpy().astype(float))(x).output, ctm_fast.Engine(model, x)(x).output
+    )
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -88,6 +95,34 @@ def test_models_that_compute_something_else(name):
         ctm_fast.Engine(model, x)
 
 
+OTHERS = [
+    ("adaptive-rnn", lambda x, found: found._replace(steps=found.steps + 1)),
+    ("adaptive-lstm", lambda x, found: found._replace(ponder=found.ponder + 0.01)),
+    ("adaptive-rnn", lambda x, found: found._replace(state=2 * found.state)),
+    ("lstm", lambda x, found: found._replace(output=found.output * (2 if x.shape[1] == 1 else 1))),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), OTHERS)
+def test_every_output_is_compared(name, change):
+    model, x = build(name)
+
+    class Other(type(model)):
+        def forward(self, x, *rest):
+            return change(x, super().forward(x, *rest))
+
+    model.__class__ = Other
+    with refuses(ValueError, "model must compute the published forward, got results that differ by .*"):
+        ctm_fast.Engine(model, x)
+
+
+def test_models_in_16_bits():
+    model, x = build("adaptive-rnn")
+    message = r"model must be in float32 or float64 \(model.float\(\)\), got torch.float16"
+    with refuses(ValueError, message):
+        ctm_fast.Engine(model.half(), x)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_that_are_not_finite_change_nothing(name, bad):
@@ -128,6 +163,14 @@ def test_states_that_do_not_fit():
     model, x = build("lstm")
     engine = ctm_fast.Engine(model, x)
     state = engine.get_state()
+    with refuses(TypeError, "state must be a tuple of 6 arrays, got NoneType"):
+        engine.set_state(None)
+    with refuses(TypeError, "state's reads must be an array of real numbers, got object"):
+        engine.set_state((*state[:3], None, *state[4:]))
+    with refuses(ValueError, r"state's hidden must hold numbers of float32, got 1e\+300"):
+        engine.set_state((np.full(state[0].shape, 1e300), *state[1:]))
+    with refuses(TypeError, "batch must be an integer, got float"):
+        engine.reset(1.5)
     with refuses(ValueError, "state must be 6 arrays, got 5"):
         engine.set_state(state[:5])
     with refuses(ValueError, r"state's memory must have shape \(3, 19, 4\), got \(3, 18, 4\)"):

@@ -1,5 +1,9 @@
 """Models and inputs that the engine refuses, in one sentence."""
 
+import copy
+import os
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +72,125 @@ def test_models_that_compute_something_else():
         ctm_fast.Engine(model, inputs)
 
 
+def _third_doubled(x, first, second, third):
+    return first, second, 2 * third
+
+
+def _slightly_louder(x, first, *rest):
+    return 1.0005 * first, *rest
+
+
+def _other_alone(x, first, *rest):
+    return (2 if len(x) == 1 else 1) * first, *rest
+
+
+def _state_halved(x, output, state):
+    return output, (0.5 * state[0], state[1])
+
+
+OTHERS = [
+    ("base", _third_doubled), ("base-energy", _third_doubled), ("sort", _third_doubled), ("sort", _slightly_louder),
+    ("sort", _other_alone), ("rl", _state_halved), ("rl", _other_alone),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change"), OTHERS)
+def test_every_output_is_compared(name, change):
+    model, inputs = eval_model(name)
+
+    class Other(type(model)):
+        def forward(self, *given):
+            return change(given[0], *super().forward(*given))
+
+    model.__class__ = Other
+    with refuses(ValueError, "model must compute the published forward, got results that differ by .*"):
+        ctm_fast.Engine(model, inputs)
+
+
+def test_models_in_16_bits():
+    model, (x,) = eval_model("sort")
+    message = r"model must be in float32 or float64 \(model.float\(\)\), got torch.bfloat16"
+    with refuses(ValueError, message):
+        ctm_fast.Engine(model.bfloat16(), x.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("error", "example", "message"),
+    [
+        (TypeError, None, "example_inputs must be tensors or arrays, got NoneType"),
+        (TypeError, [torch.zeros(1, 7)], "example_inputs must be tensors or arrays, got list"),
+        (TypeError, (), "example_inputs must be x, got 0 arguments"),
+        (
+            TypeError,
+            torch.zeros(1, 7) * 1j,
+            "example_inputs must be an array of real numbers, got complex64",
+        ),
+        (ValueError, torch.zeros(7), r"example_inputs must hold at least one sample, got shape \(7,\)"),
+        (
+            ValueError,
+            torch.zeros(0, 7),
+            r"example_inputs must hold at least one sample, got shape \(0, 7\)",
+        ),
+        (
+            ValueError,
+            torch.zeros(2, 8),
+            r"example_inputs must be what the model takes, got shape \(2, 8\): .*",
+        ),
+    ],
+)
+def test_examples_that_the_model_does_not_take(error, example, message):
+    with refuses(error, message):
+        ctm_fast.Engine(eval_model("sort")[0], example)
+
+
+def test_an_example_of_arrays():
+    model, (x,) = eval_model("sort")
+    engine, other = ctm_fast.Engine(model, x.numpy().astype(np.float64)), ctm_fast.Engine(model, x)
+    assert np.array_equal(engine(x).predictions, other(x).predictions)
+
+
+@pytest.mark.parametrize(
+    ("error", "change", "message"),
+    [
+        (ValueError, lambda x: x[:, 1:], r"x must have shape \(any, 7\), got \(3, 6\)"),
+        (ValueError, lambda x: x[..., None], r"x must have shape \(any, 7\), got \(3, 7, 1\)"),
+        (ValueError, lambda x: x[0], r"x must have shape \(any, 7\), got \(7,\)"),
+        (TypeError, lambda x: x * 1j, "x must be an array of real numbers, got complex64"),
+    ],
+)
+def test_tensors_that_do_not_fit(error, change, message):
+    model, (x,) = eval_model("sort")
+    engine = ctm_fast.Engine(model, x)
+    for given in (change(x), change(x).numpy()):
+        with refuses(error, message):
+            engine(given)
+    assert np.array_equal(engine(x.double()).predictions, engine(x).predictions)
+
+
+def test_other_arguments_than_the_models():
+    model, (x,) = eval_model("sort")
+    with refuses(TypeError, "inputs must be x, got 2 arguments"):
+        ctm_fast.Engine(model, x)(x, x)
+    model, (digits, question) = eval_model("qamnist")
+    engine = ctm_fast.Engine(model, (digits, question))
+    with refuses(TypeError, "inputs must be x and question, got 1 arguments"):
+        engine(digits)
+    with refuses(ValueError, r"x must have shape \(any, any, any, any, any\), got \(3, 6\)"):
+        engine(question, digits)
+    model, (x, state) = eval_model("rl")
+    engine = ctm_fast.Engine(model, (x, state))
+    with refuses(ValueError, r"x must have shape \(any, 4\), got \(3, 3\)"):
+        engine.step(x[:, 1:])
+
+
+def test_shapes_that_the_model_does_not_take():
+    model, (digits, question) = eval_model("qamnist")
+    engine = ctm_fast.Engine(model, (digits, question))
+    message = r"x must have a shape that the model takes, as \(4, 1, 8, 8\) of a sample, got \(4, 2, 8, 8\)"
+    with refuses(ValueError, message):
+        engine(digits.expand(-1, -1, 2, -1, -1), question)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads(threads):
     model, inputs = eval_model("sort")
@@ -75,12 +198,62 @@ def test_threads(threads):
         ctm_fast.Engine(model, inputs, threads)
 
 
+@pytest.mark.parametrize("threads", [1.5, "2", None])
+def test_threads_that_are_no_integer(threads):
+    model, inputs = eval_model("sort")
+    with refuses(TypeError, f"threads must be an integer, got {type(threads).__name__}"):
+        ctm_fast.Engine(model, inputs, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_is_told_from_its_parent(threads, monkeypatch):
+    model, (x,) = eval_model("sort")
+    engine = ctm_fast.Engine(model, x, threads)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    if threads == 1:
+        assert engine(x).ticks.all()
+        return
+    with refuses(
+        RuntimeError, "an engine with threads must run in the process that made it, got a fork of it"
+    ):
+        engine(x)
+
+
+def test_engines_are_copied_by_save_and_load(tmp_path):
+    model, inputs = eval_model("sort")
+    engine = ctm_fast.Engine(model, inputs)
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with refuses(TypeError, "an engine must be copied by save and load, got copy or pickle"):
+            way(engine)
+    with pytest.raises(IsADirectoryError, match=r"^save: path must be a file's, got the folder '.*'$"):
+        engine.save(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "rules", "message"),
+    [
+        (TypeError, {"certainty": "0.9"}, "certainty must be a number, got str"),
+        (TypeError, {"energy": [1]}, "energy must be a number, got list"),
+        (TypeError, {"delta": 1.0, "min_ticks": 1.5}, "min_ticks must be an integer, got float"),
+        (TypeError, {"delta": 1.0, "patience": "2"}, "patience must be an integer, got str"),
+        (
+            ValueError,
+            {"delta": 1.0, "min_ticks": 2**70},
+            f"min_ticks must be at most 2147483647, got {2**70}",
+        ),
+    ],
+)
+def test_rules_that_are_no_numbers(error, rules, message):
+    with pytest.raises(error, match=f"^Halt: {message}$"):
+        Halt(**rules)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["base", "sort", "qamnist", "rl"])
 def test_inputs_that_are_not_finite(name, bad):
     model, inputs = eval_model(name)
     engine = ctm_fast.Engine(model, inputs)
-    read = engine._features(*inputs)
+    read = engine._features(*inputs[: len(engine.inputs)])
     for x in (read.tokens, read.given):
         if x.size and x.dtype == np.float32:
             x.flat[-1] = bad

@@ -1,5 +1,7 @@
 """What an engine takes of each model: its input, features of its backbone, or tokens; and bad values in them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import small_ctm
@@ -73,6 +75,40 @@ def test_features_of_ones_own_are_what_the_engine_takes():
     assert engine.inputs == (("tokens", (None, None, tokens.shape[2]), "float32"),)
     found = torch.from_numpy(engine(tokens.numpy()).predictions)
     assert relative_error(found, model(tokens)[0]) < 1e-5
+
+
+CHANGING = {
+    "images": lambda: ours(
+        torch.randn(3, 2, 12, 9), backbone_type="resnet18-1", positional_embedding_type="learnable-fourier"
+    ),
+    **{name: partial(eval_model, name) for name in ("base-energy", "sort", "qamnist", "rl")},
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_later_changes_of_the_model_are_not_seen(name):
+    model, inputs = CHANGING[name]()
+    engine = ctm_fast.Engine(model, inputs)
+    before = engine_outputs(engine, inputs)
+    model.train()
+    for attribute in ("iterations", "iterations_for_answering", "iterations_per_question_part"):
+        if hasattr(model, attribute):
+            setattr(model, attribute, getattr(model, attribute) + 1)
+    with torch.no_grad():
+        for x in model.parameters():
+            x.add_(0.1)
+    kept = [x.clone() for x in model.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(before, engine_outputs(engine, inputs), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, model.buffers(), strict=True))
+    assert all(x.requires_grad for x in model.parameters())
+
+
+def test_a_model_whose_last_call_had_gradients():
+    """The published forward keeps its features, which no copy takes while autograd holds them."""
+    model, inputs = eval_model("base")
+    model(*inputs)
+    assert model.kv_features.grad_fn is not None
+    assert_as_exact(ctm_fast.Engine(model, inputs), eval_model("base")[0], inputs)
 
 
 GRIDS = ["learnable-fourier", "multi-learnable-fourier", "custom-rotational", "none"]

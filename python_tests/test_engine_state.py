@@ -157,6 +157,51 @@ def test_states_of_other_shapes_and_nan_are_refused():
         engine.set_state((pre * float("nan"), post))
 
 
+@pytest.mark.parametrize(
+    ("error", "change", "message"),
+    [
+        (TypeError, lambda pre, post: None, "state must be a tuple of 2 arrays, got NoneType"),
+        (TypeError, lambda pre, post: {0: pre, 1: post}, "state must be a tuple of 2 arrays, got dict"),
+        (ValueError, lambda pre, post: (pre,), "state must be 2 arrays, got 1"),
+        (ValueError, lambda pre, post: (pre, post, post), "state must be 2 arrays, got 3"),
+        (
+            TypeError,
+            lambda pre, post: (pre, None),
+            r"state\[1\] must be an array of real numbers, got object",
+        ),
+        (
+            TypeError,
+            lambda pre, post: (1j * pre, post),
+            r"state\[0\] must be an array of real numbers, got complex64",
+        ),
+        (
+            ValueError,
+            lambda pre, post: (np.full(pre.shape, -1e300), post),
+            r"state\[0\] must hold numbers of float32, got 1e\+300",
+        ),
+    ],
+)
+def test_states_that_are_none(error, change, message):
+    _, engine, _, state = case("rl")
+    with pytest.raises(error, match=f"^Engine: {message}$"):
+        engine.set_state(change(*state))
+
+
+@pytest.mark.parametrize("batch", [1.5, "a"])
+def test_a_batch_that_is_no_integer(batch):
+    _, engine, *_ = case("rl")
+    with pytest.raises(TypeError, match=f"^Engine: batch must be an integer, got {type(batch).__name__}$"):
+        engine.reset(batch)
+
+
+def test_a_call_sets_the_state_that_steps_go_on_from():
+    model, engine, observations, start = case("rl")
+    engine.step(observations[0])
+    engine(observations[1], start)
+    truth, _ = walk(model, observations[1:3], start)
+    assert close([engine.step(observations[2])[0]], truth[1:])
+
+
 def test_models_without_state_have_none():
     model, inputs = eval_model("sort")
     engine = ctm_fast.Engine(model, inputs)

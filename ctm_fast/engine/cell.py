@@ -11,9 +11,9 @@ import numpy as np
 
 from ctm_fast import _C
 from ctm_fast.engine import weights as widths
-from ctm_fast.engine.base import BaseEngine
-from ctm_fast.engine.cell_recipe import CellRecipe, flat
-from ctm_fast.engine.inputs import as_array, chosen
+from ctm_fast.engine.base import BaseEngine, integer
+from ctm_fast.engine.cell_recipe import CellRecipe
+from ctm_fast.engine.inputs import as_array, held, parts_of, real
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,10 +50,10 @@ class CellEngine(BaseEngine[CellRecipe]):
     sample that has halted costs no more time.
 
     Args:
-        model: ``ctm_fast.models.NTM``, ``AdaptiveRNN`` or ``AdaptiveLSTM``, in eval mode. Later changes of its weights
-            are not seen.
-        example_inputs: an input of its forward, with the largest batch that the engine will see. The model's and the
-            engine's results for it must agree.
+        model: ``ctm_fast.models.NTM``, ``AdaptiveRNN`` or ``AdaptiveLSTM``, in eval mode, in float32 or float64. Later
+            changes of it are not seen.
+        example_inputs: an input of its forward, tensor or array, with the largest batch that the engine will see. The
+            model's and the engine's results for it, and for its first sample alone, must agree.
         threads, weights: 1 and "float32".
 
     The state between two steps is a tuple of float32 arrays, of which a model lacks some:
@@ -70,12 +70,20 @@ class CellEngine(BaseEngine[CellRecipe]):
     ) -> None:
         from ctm_fast.engine import agreement, cell_extract
 
-        example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        self._prepare(cell_extract.extract(model, example), threads, weights)
-        expected = cell_extract.outputs(model, *example)
-        found = self(*example)
-        agreement.compare(expected, [found.output, *found.state])
+        recipe, expected = cell_extract.extract(model, example_inputs)
+        self._prepare(recipe, threads, weights)
+        for arguments, wanted in expected:
+            agreement.compare(wanted, self._outputs(*arguments))
         self.reset()
+
+    def _outputs(self, x: Any) -> list[np.ndarray]:
+        """What ``cell_extract.outputs`` gives of the model."""
+        found = self(x)
+        outputs = [found.output, *found.state]
+        if found.ticks is not None and found.remainders is not None:
+            pondered = found.ticks + found.remainders if self._recipe.adaptive else found.remainders
+            outputs += [found.ticks, pondered]
+        return outputs
 
     @classmethod
     def _from_recipe(cls, recipe: CellRecipe, threads: int, weights: str) -> CellEngine:
@@ -84,6 +92,7 @@ class CellEngine(BaseEngine[CellRecipe]):
         return engine
 
     def _prepare(self, recipe: CellRecipe, threads: int, weights: str) -> None:
+        integer("Engine", "threads", threads)
         for name, wanted, found in (("threads", 1, threads), ("weights", widths.FLOAT32, weights)):
             if found != wanted:
                 raise ValueError(
@@ -110,24 +119,8 @@ class CellEngine(BaseEngine[CellRecipe]):
             self.set_state(state)
         return self._run(inputs)
 
-    def reset(self, batch: int | None = None, *, samples: Any = None) -> None:
-        """Put the model's start into the state of ``batch`` samples, by default the engine's largest.
-
-        Args:
-            batch: samples from now on.
-            samples: only these of the state's batch, as environments end their episodes one by one: indices, or a
-                mask (B,) of bools. The others go on, so that ``batch`` must be left out.
-
-        Raises:
-            TypeError, ValueError, IndexError: "Engine: argument must ..., got ...".
-        """
-        if samples is None:
-            self._resize(self._recipe.sizes.batch if batch is None else batch)
-            self._native.reset(self._batch)
-            return
-        if batch is not None:
-            raise TypeError("Engine: batch must be left out where samples are given, got both")
-        self._restart(chosen(samples, self._batch))
+    def _start(self) -> None:
+        self._native.reset(self._batch)
 
     def _restart(self, samples: np.ndarray) -> None:
         (_, before), (_, start) = self._state(), self._state()
@@ -157,19 +150,14 @@ class CellEngine(BaseEngine[CellRecipe]):
 
     def set_state(self, state: Any) -> None:
         """Continue from a state as :meth:`get_state` returns it, or as the model does."""
-        parts = [as_array(part) for part in flat(state)]
-        batch = parts[0].shape[-2 if self._recipe.sizes.states else 0] if parts and parts[0].ndim > 1 else 0
-        shapes = self._recipe.state_shapes(batch)
-        if len(parts) != len(shapes):
-            raise ValueError(f"Engine: state must be {len(shapes)} arrays, got {len(parts)}")
+        names = list(self._shapes)
+        parts = parts_of(state, len(names))
+        first = real(f"state's {names[0]}", parts[0])
+        batch = first.shape[-2 if self._recipe.sizes.states else 0] if first.ndim > 1 else 0
         given = {}
-        for (name, shape), part in zip(shapes.items(), parts, strict=True):
-            if part.shape != shape:
-                raise ValueError(f"Engine: state's {name} must have shape {shape}, got {part.shape}")
-            if not np.isfinite(part).all():
-                raise ValueError(f"Engine: state's {name} must be finite, got NaN or infinity")
-            turned = part.swapaxes(1, 2) if name == "memory" else part
-            given[name] = np.ascontiguousarray(turned, np.float32)
+        for (name, shape), part in zip(self._recipe.state_shapes(batch).items(), parts, strict=True):
+            found = held(f"state's {name}", part, shape)
+            given[name] = np.ascontiguousarray(found.swapaxes(1, 2) if name == "memory" else found)
         self._resize(batch)
         self._native.set_state(batch, tuple(given.get(name) for name in STATE))
 
@@ -178,9 +166,7 @@ class CellEngine(BaseEngine[CellRecipe]):
         self._shapes = self._recipe.state_shapes(batch)
 
     def _read(self, x: Any, ranks: tuple[int, ...]) -> np.ndarray:
-        found, inputs = as_array(x), self._recipe.sizes.inputs
-        if found.dtype != np.float32 and found.dtype.kind not in "fiub":
-            raise TypeError(f"Engine: x must be an array of real numbers, got {found.dtype}")
+        found, inputs = as_array(real("x", x)), self._recipe.sizes.inputs
         if found.ndim not in ranks or found.shape[-1] != inputs or len(found) < 1:
             expected = " or ".join(f"({LETTERS[rank]}, {inputs})" for rank in ranks)
             raise ValueError(f"Engine: x must have shape {expected}, got {found.shape}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctm_fast.engine import agreement
+from ctm_fast.engine.agreement import Case
 from ctm_fast.engine.cell_recipe import CellRecipe, Numbers, Sizes, flat, reason_against
+from ctm_fast.engine.extract import tensors
 from ctm_fast.models import NTM
 from ctm_fast.models.adaptive import AdaptiveRecurrent
 from ctm_fast.models.dispatch import is_plain
@@ -24,22 +28,27 @@ def is_cell(model: object) -> bool:
     return isinstance(model, NTM | AdaptiveRecurrent)
 
 
-def extract(model: Any, example: tuple[Any, ...]) -> CellRecipe:
-    """The recipe of a model; ``example`` holds an input of its forward, of the largest batch.
+def extract(model: Any, example_inputs: Any) -> tuple[CellRecipe, list[Case]]:
+    """The recipe of a model, and what it gives for an input of its forward, of the largest batch.
 
     Raises:
-        TypeError: the example is not one tensor.
+        TypeError: the example is not one tensor or array.
         ValueError: parts of the model are others than this package builds; the message says which.
     """
     if model.training:
         raise ValueError("Engine: model must be in eval mode (model.eval()), got one in training mode")
+    agreement.require_precision(model)
+    example = tensors(model, example_inputs)
     if len(example) != 1 or not isinstance(example[0], Tensor):
         found = ", ".join(type(x).__name__ for x in example)
         raise TypeError(f"Engine: example_inputs must be one tensor, got ({found})")
-    if example[0].dim() < 2:
-        shape = tuple(example[0].shape)
+    shape = tuple(example[0].shape)
+    if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"Engine: example_inputs must have shape (T, B, I) or (B, I), got {shape}")
-    batch = example[0].shape[-2]
+    return _recipe(model, shape[-2]), agreement.cases(partial(outputs, model), example, -2)
+
+
+def _recipe(model: Any, batch: int) -> CellRecipe:
     kind = "ntm" if isinstance(model, NTM) else "adaptive"
     with torch.no_grad():
         sizes, numbers, arrays = (_ntm if kind == "ntm" else _adaptive)(model, batch)
@@ -52,10 +61,10 @@ def extract(model: Any, example: tuple[Any, ...]) -> CellRecipe:
 
 
 def outputs(model: Any, x: Tensor) -> list[Tensor]:
-    """What an engine must give: the output and the parts of the state."""
-    with torch.no_grad():
-        found = model(x)
-    return [found.output, *flat(found.state)]
+    """What an engine must give: the output, the parts of the state, and of an adaptive network steps and pondering."""
+    found = model(x)
+    pondered = [found.steps, found.ponder] if isinstance(model, AdaptiveRecurrent) else []
+    return [found.output, *flat(found.state), *pondered]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -7,7 +7,6 @@ of all ticks. Letters: B batch, T ticks, D neurons, M memory length, S pairs.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ctm_fast import cuda_graphs, forward
 from ctm_fast.engine import agreement, extract
+from ctm_fast.engine.base import integer
 from ctm_fast.engine.engine import Engine, State
 from ctm_fast.engine.halt import EngineResult, Halt, Reason
-from ctm_fast.engine.inputs import as_array
+from ctm_fast.engine.inputs import shaped
 from ctm_fast.engine.recipe import Input
 from ctm_fast.engine.weights import FLOAT32
 from ctm_fast.halting import halted
@@ -54,22 +53,20 @@ class CudaEngine(Engine):
     def __init__(
         self, model: nn.Module, example_inputs: Any, threads: int = 1, weights: str = FLOAT32
     ) -> None:
-        if threads != 1:
+        if integer("Engine", "threads", threads) != 1:
             raise ValueError(f"Engine: threads must be 1 for a model on a GPU, got {threads}")
         if weights != FLOAT32:
             raise ValueError(f"Engine: weights must be float32 for a model on a GPU, got {weights!r}")
-        example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        place = next(model.parameters()).device
-        example = tree_map_only(Tensor, lambda x: x.to(place), example)
-        self._recipe, _ = extract.extract(model, example)
-        self._model = copy.deepcopy(model).requires_grad_(False)
+        kind, example = extract.checked(model, example_inputs)
+        self._recipe, _, expected = extract.extract(model, kind, example)
+        self._model = extract.copy_of(model)
         self._example: tuple[Tensor, ...] = example[:1] if self.kind == "rl" else example
         self._batch = self._recipe.sizes.batch  # of the state
         if self.kind == "rl":
             self._native = _Histories(self._model, self._batch)
         self._calls: dict[Shapes, _Call] = {}
         self.computed = 0
-        agreement.verify(self, model, example)
+        agreement.verify(self, model, expected)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -103,9 +100,11 @@ class CudaEngine(Engine):
 
     def _call(self, inputs: tuple[Any, ...]) -> tuple[_Call, list[Any]]:
         """The recorded call for inputs of these shapes, and them."""
-        if len(inputs) != len(self._example):
-            raise TypeError(f"Engine: inputs must be {len(self._example)} arrays, got {len(inputs)}")
-        found = [_checked(i, x, most) for i, (x, most) in enumerate(zip(inputs, self._example, strict=True))]
+        taken = self.inputs
+        if len(inputs) != len(taken):
+            names = " and ".join(expected.name for expected in taken)
+            raise TypeError(f"Engine: inputs must be {names}, got {len(inputs)} arguments")
+        found = [_checked(*each) for each in zip(taken, inputs, self._example, strict=True)]
         shapes = tuple(tuple(x.shape) for x in found)
         if shapes not in self._calls:
             if len(self._calls) == MOST_GRAPHS:
@@ -122,17 +121,14 @@ class CudaEngine(Engine):
             return _Call(partial(self._native.advance, model, *given), given)
 
 
-def _checked(number: int, x: Any, most: Tensor) -> Any:
+def _checked(expected: Input, x: Any, most: Tensor) -> Any:
     """``x`` as a tensor or an array that fits into the example's."""
-    found = x if isinstance(x, Tensor) else as_array(x)
-    fits = found.ndim == most.ndim and all(
-        1 <= size <= up for size, up in zip(found.shape, most.shape, strict=True)
-    )
-    if not fits:
-        must = f"Engine: inputs[{number}] must have a shape from 1 to {tuple(most.shape)}"
+    found = shaped(expected, x)
+    if not all(1 <= size <= up for size, up in zip(found.shape, most.shape, strict=True)):
+        must = f"Engine: {expected.name} must have a shape from 1 to {tuple(most.shape)}"
         raise ValueError(f"{must}, got {tuple(found.shape)}")
-    if not np.can_cast(_kind(found), _kind(most)):
-        raise TypeError(f"Engine: inputs[{number}] must be of a dtype like {most.dtype}, got {found.dtype}")
+    if _is_floating(found) and not _is_floating(most):
+        raise TypeError(f"Engine: {expected.name} must be of a dtype like {most.dtype}, got {found.dtype}")
     return found
 
 
@@ -146,11 +142,8 @@ def _are_finite(given: Sequence[Tensor]) -> Tensor:
     return torch.stack([x.isfinite().all() for x in given]).all()
 
 
-def _kind(x: Any) -> str:
-    """What NumPy calls the wider kind of dtypes that ``x`` has."""
-    if isinstance(x, Tensor):
-        return "c16" if x.dtype.is_complex else "f8" if x.dtype.is_floating_point else "i4"
-    return {"f": "f8", "i": "i4", "u": "i4", "b": "i4"}.get(x.dtype.kind, "c16")
+def _is_floating(x: Any) -> bool:
+    return x.dtype.is_floating_point if isinstance(x, Tensor) else x.dtype.kind == "f"
 
 
 class _Call:

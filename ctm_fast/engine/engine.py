@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,11 @@ import numpy as np
 from ctm_fast import _C
 from ctm_fast.engine import file
 from ctm_fast.engine import weights as widths
-from ctm_fast.engine.base import BaseEngine
+from ctm_fast.engine.base import BaseEngine, integer
 from ctm_fast.engine.cell import CellEngine
 from ctm_fast.engine.cell_recipe import CellRecipe
 from ctm_fast.engine.halt import NEVER, EngineResult, Halt
-from ctm_fast.engine.inputs import Inputs, as_array, check, chosen, from_arrays
+from ctm_fast.engine.inputs import Inputs, check, from_arrays, held, parts_of, real
 from ctm_fast.engine.recipe import Input, Recipe
 from ctm_fast.files import PathLike
 
@@ -34,10 +35,11 @@ class Engine(BaseEngine[Recipe]):
 
     Args:
         model: a base, sorting, QAMNIST or reinforcement-learning CTM of this package or of the published structure,
-            in eval mode. Later changes of its weights are not seen.
-        example_inputs: arguments of its forward, a tensor or a tuple of them, with the largest batch, number of
-            tokens and ticks that the engine will see. The model's and the engine's results for them must agree.
-        threads: at least 1.
+            in eval mode, in float32 or float64. Later changes of it are not seen.
+        example_inputs: arguments of its forward, a tensor or array or a tuple of them, with the largest batch, number
+            of tokens and ticks that the engine will see. All outputs of the model and the engine for them, and for the
+            first sample alone, must agree within a relative 1e-4; for reinforcement learning those of two steps.
+        threads: at least 1. With more, an engine runs only in the process that made it, not in a fork of that.
         weights: "float32"; or "bfloat16" (rounded to nearest) or "int8" (one scale for each output, of neuron-level
             models for each neuron's outputs), where a tick takes as long as reading its weights. They are widened while
             they are read: activations and sums stay float32. With these, the float32 engine is compared with the model
@@ -45,7 +47,7 @@ class Engine(BaseEngine[Recipe]):
 
     Call an engine with torch tensors as the model, or with NumPy arrays of what :attr:`inputs` names; an engine from a
     file takes arrays. What lies before the recurrent part runs natively as well, as far as it is made of layers that
-    the engine knows; what lies before these runs in torch, in the model, and its results are what arrays hold:
+    the engine knows; what lies before these runs in torch, in a copy of the model, and gives what arrays hold:
 
     - "x": the model's input. Sorting; the parity backbone, no backbone, or one of known layers; the backbones of
       reinforcement learning. Values as the model takes them: observations, signs, or whole numbers that are embedded.
@@ -59,7 +61,8 @@ class Engine(BaseEngine[Recipe]):
     Known layers: Linear, LayerNorm, GLU, ReLU, GELU (exact), SiLU, Tanh, Embedding, Flatten, Identity, Dropout,
     TransformerEncoderLayer and TransformerEncoder (with ``batch_first``), ``ctm_fast.nn.EncoderLayer`` and ``Encoder``,
     in any ``nn.Sequential`` of them. Every sample has the shape of the example's; tokens may be fewer. Tensors of
-    another shape go through the model up to the recurrent part, as far as that fits the example.
+    another shape go through that copy up to the recurrent part, as far as they fit the example. An engine is copied by
+    :meth:`save` and :func:`load`.
 
     A model on a CUDA device makes an engine there: inputs, ticks and results are one CUDA graph, arrays are what the
     model's forward takes, and halting is applied to the results of all ticks. A Neural Turing Machine or a network with
@@ -86,10 +89,10 @@ class Engine(BaseEngine[Recipe]):
         from ctm_fast.engine import agreement, extract
 
         widths.check("Engine", weights)
-        example = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-        recipe, features = extract.extract(model, example)
+        kind, example = extract.checked(model, example_inputs)
+        recipe, features, expected = extract.extract(model, kind, example)
         self._prepare(recipe, features, threads)
-        agreement.verify(self, model, example)
+        agreement.verify(self, model, expected)
         if weights != widths.FLOAT32:
             self._narrow(weights, example)
 
@@ -107,10 +110,11 @@ class Engine(BaseEngine[Recipe]):
         return engine
 
     def _prepare(self, recipe: Recipe, features: Callable[..., Inputs] | None, threads: int) -> None:
-        if threads < 1:
+        if integer("Engine", "threads", threads) < 1:
             raise ValueError(f"Engine: threads must be at least 1, got {threads}")
-        self._recipe, self._features, self._threads = recipe, features, threads
-        sizes = (*recipe.sizes, min(threads, recipe.sizes.batch), widths.WIDTHS.index(recipe.weights))
+        self._recipe, self._features, self._threads = recipe, features, min(threads, recipe.sizes.batch)
+        self._process = os.getpid()
+        sizes = (*recipe.sizes, self._threads, widths.WIDTHS.index(recipe.weights))
         fronts = [front.native_stages() if front is not None else [] for front in recipe.fronts.values()]
         self._native = _C.Engine(sizes, recipe.native_stages(), fronts, recipe.arrays)
         self._batch = recipe.sizes.batch  # of the state
@@ -130,10 +134,15 @@ class Engine(BaseEngine[Recipe]):
         """Run all ticks, or until every sample has halted.
 
         Args:
-            inputs: see the class. For reinforcement learning (x, (pre, post)) with histories (B, D, M).
+            inputs: see the class. For reinforcement learning (x, (pre, post)) with histories (B, D, M), which replace
+                those that the engine keeps: :meth:`step` goes on from what this call leaves.
             halt: when samples stop; those that did no longer cost time. None runs all ticks.
 
         ``computed`` then holds the number of ticks of all samples together that were computed.
+
+        Raises:
+            RuntimeError: another call of this engine runs, or it has several threads and this is a fork of the process
+                that made it.
         """
         if self._recipe.sizes.stateful:
             return self._call_stateful(*inputs, halt=halt)
@@ -170,6 +179,10 @@ class Engine(BaseEngine[Recipe]):
         return read
 
     def _run(self, read: Inputs, halt: tuple[Any, ...], outputs: tuple[np.ndarray | None, ...]) -> None:
+        if self._threads > 1 and os.getpid() != self._process:
+            raise RuntimeError(
+                "Engine: an engine with threads must run in the process that made it, got a fork of it"
+            )
         counts = (read.batch, len(read.schedule), read.length, len(read.tokens), len(read.given), read.raw)
         self.computed = self._native.run(counts, read[:3], halt, outputs)
         if self.computed < 0:
@@ -177,26 +190,8 @@ class Engine(BaseEngine[Recipe]):
 
     # What is kept between the calls of a model for reinforcement learning.
 
-    def reset(self, batch: int | None = None, *, samples: Any = None) -> None:
-        """Put the learned start into the histories of ``batch`` samples, by default the engine's largest.
-
-        Args:
-            batch: samples from now on.
-            samples: only these of the state's batch, as environments end their episodes one by one: indices, or a
-                mask (B,) of bools. The others go on, so that ``batch`` must be left out.
-
-        Raises:
-            TypeError, ValueError, IndexError: "Engine: argument must ..., got ...".
-        """
-        self._require_state("reset")
-        if samples is not None:
-            if batch is not None:
-                raise TypeError("Engine: batch must be left out where samples are given, got both")
-            self._restart(chosen(samples, self._batch))
-            return
-        batch = self._recipe.sizes.batch if batch is None else batch
-        self._resize(batch)
-        self._native.set_state(batch, None, None)
+    def _start(self) -> None:
+        self._native.set_state(self._batch, None, None)
 
     def _restart(self, samples: np.ndarray) -> None:
         pre, post = self._histories()
@@ -234,17 +229,12 @@ class Engine(BaseEngine[Recipe]):
     def set_state(self, state: tuple[Any, Any]) -> None:
         """Continue from histories (B, D, M) as :meth:`get_state` returns them."""
         self._require_state("set_state")
-        n, held = self._recipe.sizes, []
-        for i, history in enumerate(state):
-            found = as_array(history)
-            if found.ndim != 3 or found.shape[1:] != (n.neurons, n.memory) or len(found) != len(state[0]):
-                expected = (len(state[0]), n.neurons, n.memory)
-                raise ValueError(f"Engine: state[{i}] must have shape {expected}, got {found.shape}")
-            if not np.isfinite(found).all():
-                raise ValueError(f"Engine: state[{i}] must be finite, got NaN or infinity")
-            held.append(np.ascontiguousarray(found.transpose(0, 2, 1), np.float32))
-        self._resize(len(held[0]))
-        self._native.set_state(len(held[0]), *held)
+        parts = parts_of(state, 2)
+        batch = (*real("state[0]", parts[0]).shape, 0)[0]
+        shape = batch, self._recipe.sizes.neurons, self._recipe.sizes.memory
+        histories = [held(f"state[{i}]", part, shape) for i, part in enumerate(parts)]
+        self._resize(batch)
+        self._native.set_state(batch, *(np.ascontiguousarray(x.transpose(0, 2, 1)) for x in histories))
 
     def _require_state(self, name: str) -> None:
         if not self._recipe.sizes.stateful:

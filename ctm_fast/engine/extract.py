@@ -7,8 +7,10 @@ all scores of a query alike and is left out. Letters as in ``ctm_fast.engine.rec
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,33 +19,28 @@ from torch import Tensor, nn
 
 from ctm_fast import forward
 from ctm_fast.acceleration import recognise
+from ctm_fast.engine import agreement
+from ctm_fast.engine.agreement import Case
 from ctm_fast.engine.front_models import with_fronts
-from ctm_fast.engine.inputs import Inputs
-from ctm_fast.engine.recipe import Recipe, Sizes, Stage, reason_against
+from ctm_fast.engine.inputs import Inputs, as_array, real, shaped, whole
+from ctm_fast.engine.recipe import Input, Recipe, Sizes, Stage, reason_against
 from ctm_fast.loop import plan
 from ctm_fast.loop.synapses import SynapsePlan
 from ctm_fast.nn.sync import MAX_DECAY
 
 RL_MAX_DECAY = 4.0
+ARGUMENTS = {"base": ("x",), "sort": ("x",), "qamnist": ("x", "question"), "rl": ("x",)}  # without the state
+RECURRENT_PARTS = ("synapses", "trace_processor")
+LEAST_DIMS = {"base": 2, "sort": 2, "qamnist": 3, "rl": 1}  # of the first
 
 Arrays = dict[str, np.ndarray]
 
 
-def features_of(model: nn.Module, kind: str) -> Callable[..., Inputs]:
-    """The function that runs everything before the recurrent part in torch."""
-
-    def run(*inputs: Any) -> Inputs:
-        with torch.no_grad():
-            return _FEATURES[kind](model, *inputs)
-
-    return run
-
-
-def extract(model: nn.Module, example: tuple[Any, ...]) -> tuple[Recipe, Callable[..., Inputs]]:
-    """The recipe of a model, and its features; ``example`` are arguments of its forward, of the largest sizes.
+def checked(model: nn.Module, example_inputs: Any) -> tuple[str, tuple[Any, ...]]:
+    """What the model is, and the example as arguments of its forward.
 
     Raises:
-        TypeError: the model is not a module.
+        TypeError: the model is not a module, or the arguments are not those that it takes.
         ValueError: it is no CTM that the engine can run; the message says why.
     """
     if not isinstance(model, nn.Module):
@@ -55,12 +52,107 @@ def extract(model: nn.Module, example: tuple[Any, ...]) -> tuple[Recipe, Callabl
         raise ValueError("Engine: model must be in eval mode (model.eval()), got one in training mode")
     if forward.is_lazy(model):
         raise ValueError("Engine: model must have run once, got one with lazy parameters")
-    features = features_of(model, kind)
-    recipe, features = with_fronts(_recipe(model, kind, features(*example)), model, example, features)
+    agreement.require_precision(model)
+    example = tensors(model, example_inputs)
+    names = (*ARGUMENTS[kind], "state") if kind == "rl" and len(example) > 1 else ARGUMENTS[kind]
+    if len(example) != len(names) or not isinstance(example[0], Tensor):
+        raise TypeError(f"Engine: example_inputs must be {' and '.join(names)}, got {len(example)} arguments")
+    if example[0].dim() < LEAST_DIMS[kind] or 0 in example[0].shape:
+        shape = tuple(example[0].shape)
+        raise ValueError(f"Engine: example_inputs must hold at least one sample, got shape {shape}")
+    return kind, example
+
+
+def tensors(model: nn.Module, arguments: Any) -> tuple[Any, ...]:
+    """Arguments of a forward as tensors where the model is, what is of floating point in its precision.
+
+    Raises ``TypeError`` for what is neither tensor nor array of real numbers.
+    """
+    like = next(x for x in model.parameters() if x.is_floating_point())
+    return tuple(_tensor(x, like) for x in (arguments if isinstance(arguments, tuple) else (arguments,)))
+
+
+def _tensor(x: Any, like: Tensor) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_tensor(part, like) for part in x)
+    if not isinstance(x, Tensor | np.ndarray):
+        raise TypeError(f"Engine: example_inputs must be tensors or arrays, got {type(x).__name__}")
+    found = real("example_inputs", x)
+    found = found.detach() if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
+    return found.to(like.device, like.dtype if found.is_floating_point() else found.dtype)
+
+
+def extract(
+    model: nn.Module, kind: str, example: tuple[Any, ...]
+) -> tuple[Recipe, Callable[..., Inputs], list[Case]]:
+    """The recipe of a model, its features, and what the model gives; ``example`` is of the largest sizes.
+
+    Raises ``ValueError`` where it is no model that the engine can run; the message says why.
+    """
+    expected = agreement.cases(partial(agreement.outputs, model, kind), example)
+    recipe = _recipe(model, kind, _without_gradients(model, kind)(*example))
+    if kind == "sort":
+        features: Callable[..., Inputs] = partial(_given, recipe.iterations)
+    else:
+        kept = copy_of(model, () if forward.overridden(model, "compute_features") else RECURRENT_PARTS)
+        recipe, features = with_fronts(recipe, kept, example, _without_gradients(kept, kind))
     reason = reason_against(recipe)
     if reason:
         raise ValueError(f"Engine: model must have sizes that fit each other, got {reason}")
-    return recipe, features
+    return recipe, _like_example(kind, example, features), expected
+
+
+def _without_gradients(model: nn.Module, kind: str) -> Callable[..., Inputs]:
+    """The function that runs everything before the recurrent part in torch."""
+
+    def run(*arguments: Any) -> Inputs:
+        with torch.no_grad():
+            return _FEATURES[kind](model, *arguments)
+
+    return run
+
+
+def copy_of(model: nn.Module, without: tuple[str, ...] = ()) -> Any:
+    """A copy in eval mode, without gradients and without some parts, that no later change of the model reaches."""
+    memo: dict[int, Any] = {id(getattr(model, name)): nn.Identity() for name in without}
+    for part in model.modules():  # what an earlier call left there within autograd cannot be copied as it is
+        memo |= {id(x): x.detach() for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf}
+    return copy.deepcopy(model, memo).eval().requires_grad_(False)
+
+
+def _like_example(
+    kind: str, example: tuple[Any, ...], features: Callable[..., Inputs]
+) -> Callable[..., Inputs]:
+    """Features of arguments that are checked: as many as the example's, with as many dimensions and of like dtypes."""
+    fixed, names = kind in ("sort", "rl"), ARGUMENTS[kind]
+    expected = [
+        (Input(name, (None, *x.shape[1:]) if fixed else (None,) * x.dim(), ""), x.shape[1:], x.dtype)
+        for name, x in zip(names, example, strict=False)
+    ]
+
+    def run(*arguments: Any) -> Inputs:
+        if len(arguments) != len(names):
+            raise TypeError(f"Engine: inputs must be {' and '.join(names)}, got {len(arguments)} arguments")
+        given = [_like(what, dtype, x) for (what, _, dtype), x in zip(expected, arguments, strict=True)]
+        try:
+            return features(*given)
+        except RuntimeError as error:
+            for (what, shape, _), x in zip(expected, given, strict=True):
+                if x.shape[1:] != shape:
+                    must = f"Engine: {what.name} must have a shape that the model takes, as {tuple(shape)}"
+                    raise ValueError(f"{must} of a sample, got {tuple(x.shape[1:])}") from error
+            raise
+
+    return run
+
+
+def _like(expected: Input, dtype: torch.dtype, x: Any) -> Tensor:
+    """A tensor of the expected shape on the CPU; of this dtype if that is of floating point, else of whole numbers."""
+    found = shaped(expected, x)
+    found = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
+    if dtype.is_floating_point:
+        return found.to("cpu", dtype)
+    return torch.from_numpy(whole(expected.name, as_array(found))) if found.is_floating_point() else found
 
 
 def _recipe(model: Any, kind: str, inputs: Inputs) -> Recipe:
@@ -234,7 +326,11 @@ def _base(model: Any, x: Tensor) -> Inputs:
 
 
 def _sort(model: Any, x: Tensor) -> Inputs:
-    return Inputs.constant(_numpy(x), model.iterations)
+    return _given(model.iterations, x)
+
+
+def _given(iterations: int, x: Tensor) -> Inputs:
+    return Inputs.constant(_numpy(x), iterations)
 
 
 def _qamnist(model: Any, x: Tensor, z: Tensor) -> Inputs:

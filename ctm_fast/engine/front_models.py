@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctm_fast import forward
 from ctm_fast.engine import inputs
 from ctm_fast.engine.front_extract import Builder, UnknownLayerError, array
 from ctm_fast.engine.inputs import Inputs
@@ -55,7 +54,7 @@ def _found(
     recipe: Recipe, model: Any, example: tuple[Any, ...]
 ) -> tuple[Found | None, Found | None, Question | None]:
     """Programs of the tokens and of the given inputs."""
-    if recipe.kind == "base" and not forward.overridden(model, "compute_features"):
+    if recipe.kind == "base":
         parts = [getattr(model, name, None) for name in ("initial_rgb", "backbone")]
         return _attended(model, [part for part in parts if part is not None], example[0]), None, None
     if recipe.kind == "rl":
@@ -101,9 +100,9 @@ def _attended(model: Any, backbone: list[Any], x: Tensor) -> Found | None:
         tokens = model.compute_features(x)
         try:
             features = _through(backbone, x)
-        except Exception:  # parts that the model has no use for need not fit this input
+            layout = next(_agreeing(model, features, tokens), None)
+        except Exception:  # parts that a compute_features of one's own has no use for need not fit this input
             return None
-        layout = next(_agreeing(model, features, tokens), None)
     if layout is None:
         return None
     for name, before in (("x", []), ("features", backbone)):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+MOST_COUNT = 2**31 - 1
 NEVER = (math.inf, -math.inf, -1.0, 1, 1, False)  # thresholds that nothing meets
 
 
@@ -52,7 +54,8 @@ class Halt:
         min_ticks: never stop after fewer ticks, at least 1.
         patience: ticks in a row for which a rule must hold, those before ``min_ticks`` included; at least 1.
 
-    A rule that is None is off. A NaN meets no rule. Raises ``ValueError`` for values outside these.
+    A rule that is None is off. A NaN meets no rule. Raises ``TypeError`` for what is no number, and ``ValueError`` for
+    values outside these.
 
     >>> Halt(certainty=0.9, min_ticks=5, patience=2).certainty
     0.9
@@ -67,6 +70,8 @@ class Halt:
     def __post_init__(self) -> None:
         if self.certainty is None and self.energy is None and self.delta is None:
             raise ValueError("Halt: one of certainty, energy and delta must be given, got none")
+        for name in ("certainty", "energy", "delta"):
+            _require_number(name, getattr(self, name))
         if self.certainty is not None and not 0 <= self.certainty <= 1:
             raise ValueError(f"Halt: certainty must be in [0, 1], got {self.certainty}")
         if self.energy is not None and math.isnan(self.energy):
@@ -74,8 +79,7 @@ class Halt:
         if self.delta is not None and not self.delta > 0:
             raise ValueError(f"Halt: delta must be above 0, got {self.delta}")
         for name in ("min_ticks", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Halt: {name} must be at least 1, got {getattr(self, name)}")
+            _require_count(name, getattr(self, name))
 
     @classmethod
     def energy_convergence(
@@ -95,4 +99,24 @@ class Halt:
         """As the kernel takes it."""
         rules = (self.certainty, self.energy, self.delta)
         certainty, energy, delta = (n if x is None else float(x) for x, n in zip(rules, NEVER, strict=False))
-        return certainty, energy, delta, self.min_ticks, self.patience, True
+        return certainty, energy, delta, int(self.min_ticks), int(self.patience), True
+
+
+def _require_number(name: str, x: Any) -> None:
+    if x is None:
+        return
+    try:
+        float("" if isinstance(x, str | bytes) else x)
+    except (TypeError, ValueError):
+        raise TypeError(f"Halt: {name} must be a number, got {type(x).__name__}") from None
+
+
+def _require_count(name: str, x: Any) -> None:
+    try:
+        count = operator.index(x)
+    except TypeError:
+        raise TypeError(f"Halt: {name} must be an integer, got {type(x).__name__}") from None
+    if count < 1:
+        raise ValueError(f"Halt: {name} must be at least 1, got {count}")
+    if count > MOST_COUNT:
+        raise ValueError(f"Halt: {name} must be at most {MOST_COUNT}, got {count}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ctm_fast.engine.cell_recipe import flat
 from ctm_fast.engine.front import Front
 from ctm_fast.engine.recipe import Input, Question, Recipe
 
@@ -101,7 +102,7 @@ def _changes(digits: np.ndarray) -> tuple[list[int], list[int]]:
 
 def _question_rows(n: Question, asked: np.ndarray) -> np.ndarray:
     """Rows (Q + 1, B) of the question's table: those of the tokens (B, Q), and the last one's silence."""
-    tokens = _whole("question", asked)
+    tokens = whole("question", asked)
     operator = np.arange(tokens.shape[1]) // n.ticks % 2 == 1
     rows = np.where(operator, -1 - tokens, tokens)
     for kind, part, end in (("positions", ~operator, n.positions), ("operators", operator, n.operators)):
@@ -138,16 +139,53 @@ def chosen(samples: Any, batch: int) -> np.ndarray:
     return found.astype(np.intp)
 
 
-def fitting(expected: Input, x: Any) -> np.ndarray:
-    """``x`` as an array of real numbers of the expected shape."""
-    found = as_array(x)
-    if found.dtype != np.float32 and found.dtype.kind not in "fiub":
-        raise TypeError(f"Engine: {expected.name} must be an array of real numbers, got {found.dtype}")
-    shape = expected.shape
+def real(name: str, x: Any) -> Any:
+    """A tensor as it is, anything else as an array. Raises ``TypeError`` unless it holds real numbers."""
+    must = f"Engine: {name} must be an array of real numbers, got"
+    try:
+        found = x if hasattr(x, "detach") else np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{must} {type(x).__name__}") from error
+    if getattr(found.dtype, "is_complex", False) or getattr(found.dtype, "kind", "f") not in "fiub":
+        raise TypeError(f"{must} {str(found.dtype).removeprefix('torch.')}")
+    return found
+
+
+def shaped(expected: Input, x: Any) -> Any:
+    """A tensor as it is, anything else as an array: of real numbers and the expected shape."""
+    found, shape = real(expected.name, x), expected.shape
     if found.ndim != len(shape) or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"Engine: {expected.name} must have shape ({wanted}), got {found.shape}")
+        raise ValueError(f"Engine: {expected.name} must have shape ({wanted}), got {tuple(found.shape)}")
     return found
+
+
+def fitting(expected: Input, x: Any) -> np.ndarray:
+    """``x`` as an array of real numbers of the expected shape."""
+    return as_array(shaped(expected, x))
+
+
+def parts_of(state: Any, count: int) -> list[Any]:
+    """The arrays of a state, a nested tuple or list of ``count`` of them, or the only one."""
+    if not isinstance(state, tuple | list) and count > 1:
+        raise TypeError(f"Engine: state must be a tuple of {count} arrays, got {type(state).__name__}")
+    found = flat(state)
+    if len(found) != count:
+        raise ValueError(f"Engine: state must be {count} arrays, got {len(found)}")
+    return found
+
+
+def held(name: str, x: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A part of a state as float32, of this shape and finite."""
+    found = as_array(real(name, x))
+    if found.shape != shape:
+        raise ValueError(f"Engine: {name} must have shape {shape}, got {found.shape}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"Engine: {name} must be finite, got NaN or infinity")
+    most = float(np.abs(found).max(initial=0))
+    if most > float(np.finfo(np.float32).max):
+        raise ValueError(f"Engine: {name} must hold numbers of float32, got {most:g}")
+    return found.astype(np.float32)
 
 
 def read(name: str, front: Front | None, found: np.ndarray) -> np.ndarray:
@@ -158,10 +196,10 @@ def read(name: str, front: Front | None, found: np.ndarray) -> np.ndarray:
         if not np.isfinite(found).all():
             raise ValueError("Engine: inputs must be finite, got NaN or infinity")
         return np.ascontiguousarray(found == 1, np.int32)
-    whole, start = _whole(name, found).reshape(*found.shape[:-1], -1, len(front.ends)), 0
-    rows = np.empty(whole.shape, np.int32)
+    indices_of, start = whole(name, found).reshape(*found.shape[:-1], -1, len(front.ends)), 0
+    rows = np.empty(indices_of.shape, np.int32)
     for column, end in enumerate(front.ends):
-        indices = whole[..., column]
+        indices = indices_of[..., column]
         if indices.size and not 0 <= indices.min() <= indices.max() < end:
             wrong = indices.min() if indices.min() < 0 else indices.max()
             raise IndexError(f"Engine: {name} must hold indices in [0, {end}), got {wrong}")
@@ -170,7 +208,7 @@ def read(name: str, front: Front | None, found: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _whole(name: str, x: np.ndarray) -> np.ndarray:
+def whole(name: str, x: np.ndarray) -> np.ndarray:
     """``x`` as signed integers; what is of floating point must be whole and no larger than 2^31."""
     if x.dtype.kind == "f" and not ((np.abs(x) <= 1 << 31) & (np.floor(x) == x)).all():
         raise ValueError(f"Engine: {name} must hold whole numbers, got others")
