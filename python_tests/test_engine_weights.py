@@ -307,6 +307,16 @@ def test_the_command_refuses_cells(name, tmp_path, capsys):
     assert capsys.readouterr().err == "compare: file must be of a CTM, " + expected
 
 
+def test_the_command_says_where_memory_ends(saved, capsys, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    *_, path = saved("sort", "float32")
+    monkeypatch.setattr(compare, "results", full)
+    assert compare.main(["compare", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("compare: file must be of an engine that fits into memory")
+
+
 def refused(path, inputs, capsys):
     """The one sentence with which the command refuses these inputs."""
     assert compare.main(["compare", str(path), "--inputs", str(inputs)]) == 2
