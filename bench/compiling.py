@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench.row import Row
+from bench.row import Row, seed_all
 
 LIMIT_SECONDS = 120
 FIRST_LIMIT_SECONDS = 300
@@ -72,7 +72,7 @@ def _baseline(name: str, seed: str, threads: str) -> Callable[[], None]:
     from bench.table import find_rows
 
     torch.set_num_threads(int(threads))
-    torch.manual_seed(int(seed))
+    seed_all(int(seed))
     (row,) = find_rows([name])
     provider = row.build().compiled()
 

@@ -18,7 +18,7 @@ from bench.__main__ import FULL
 from bench.engine import AIMED, Problem, rows
 from bench.engine_latency import LEAST_CALLS, RATES, calls_within, full_rate, paced, read_rate, typical
 from bench.models import Config
-from bench.row import DisagreementError, Json, Row, heading, measure
+from bench.row import DisagreementError, Json, Row, heading, measure, seed_all
 from ctm_fast.engine.weights import WIDTHS
 
 SECONDS = 20.0
@@ -118,7 +118,7 @@ def _compared(row: Row, seed: int) -> Json:
 def _latency(config: Config, options: argparse.Namespace, is_paced: bool) -> Json:
     """Latency of one model, its share of what reading its weights takes, and its calls at fixed rates."""
     (row,) = (row for row in _rows([config]) if row.config == f"{config.title} B1")
-    torch.manual_seed(options.seed)
+    seed_all(options.seed)
     problem = Problem(config, 1)
     run = problem.call()
     total, every = problem.weight_bytes()

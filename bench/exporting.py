@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import ctm_fast
 from bench import compiling, machine
-from bench.row import Case, Json, Provider, Row
+from bench.row import Case, Json, Provider, Row, seed_all
 
 AOT, ONNX = "AOTInductor", "ONNX Runtime"
 FOLDER = Path("outputs") / "bench-exports"
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
 
     name, row_name, seed, file = arguments
     torch.set_num_threads(1)
-    torch.manual_seed(int(seed))
+    seed_all(int(seed))
     (row,) = find_rows([row_name])
     what: Any = row.build().exported
     start = time.perf_counter()

@@ -24,6 +24,7 @@ from bench.row import (
     compared,
     heading,
     kept_bytes,
+    seed_all,
 )
 
 GRAPH_REFERENCE, GRAPH_OWN = "CUDA graph of reference", "CUDA graph of ctm_fast"
@@ -45,7 +46,7 @@ Maker = Callable[[], Provider]
 
 def build(row: Row, seed: int, gpu: Gpu) -> Case:
     """The row's case with everything on the GPU."""
-    torch.manual_seed(seed)
+    seed_all(seed)
     with torch.device(gpu.device):
         return row.build()
 

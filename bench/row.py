@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,6 +210,12 @@ def heading(row: Row, seed: int) -> Json:
     }  # fmt: skip
 
 
+def seed_all(seed: int) -> None:
+    """Seed what draws weights and inputs, and NumPy's generator, which draws the neurons of pairs."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
 def measure(
     row: Row,
     seed: int,
@@ -227,7 +234,7 @@ def measure(
     """
     result = heading(row, seed)
     with timing.only_new_garbage():
-        torch.manual_seed(seed)
+        seed_all(seed)
         case = row.build()
         if case.estimate is not None and (estimate := case.estimate()) > MEMORY_LIMIT:
             return {**result, "refused": f"the reference would keep {estimate / 1e9:.1f} GB for backward"}
