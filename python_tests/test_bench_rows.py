@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import small_ctm
 import torch
+from torch.nn.parameter import is_lazy
 
 from bench import dnc, machine, memory_models, memory_ops, models, nlm, ntm, ntm_model, sync, table
 from bench.losses import classes, parity
-from bench.row import OWN, REFERENCE, STRONG, Row, measure
+from bench.row import OWN, REFERENCE, STRONG, Row, measure, seed_all
 from bench.timing import Effort
 
 EFFORT = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
@@ -23,6 +25,16 @@ def _little_work(monkeypatch):
     monkeypatch.setattr(machine, "rates", lambda: {"sgemm": 1e9, "copy": 1e9})
     monkeypatch.setattr(nlm, "TICKS", 4)
     monkeypatch.setattr(models, "RL_STEPS", 2)
+
+
+def test_a_seed_draws_the_same_model():
+    """Exported models are built in a process of their own, pairs of neurons and all."""
+    made = []
+    for _ in range(2):
+        seed_all(3)
+        made.append(small_ctm.build(neuron_select_type="random").state_dict())
+    for name, x in made[0].items():
+        assert is_lazy(x) or torch.equal(x, made[1][name])
 
 
 @pytest.mark.parametrize("case", [nlm.tick_case, nlm.call_case, nlm.op_case, nlm.train_case])
