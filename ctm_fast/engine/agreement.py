@@ -97,6 +97,6 @@ def compare(expected: list[Any], found: list[Any]) -> None:
     for wanted, got in zip(expected, found, strict=True):
         truth = wanted.detach().cpu().double().numpy()
         flushed = TINY * math.sqrt(truth.size)  # what taking denormal numbers for zero may change
-        error = np.linalg.norm(got - truth) / max(np.linalg.norm(truth), flushed / AGREEMENT)
+        error = np.linalg.norm(got - truth) / max(float(np.linalg.norm(truth)), flushed / AGREEMENT)
         if not error <= AGREEMENT:
             raise ValueError(f"{must} results that differ by {error:.1g} on the example")
