@@ -349,7 +349,7 @@ def test_numbers_of_ticks(name):
     assert halting.calibrate(data, within=0.1, **{name: np.array([2])}) == expected
     with pytest.raises(TypeError, match=f"^calibrate: {name} must be an integer or several, got 1.5$"):
         halting.calibrate(data, within=0.1, **{name: 1.5})
-    with pytest.raises(TypeError, match="^calibrate: rules must be a sequence of names, got 'energy'$"):
+    with pytest.raises(TypeError, match=r"^calibrate: rules must be a sequence of names, got 'energy'$"):
         halting.calibrate(data, within=0.1, rules="energy")
 
 

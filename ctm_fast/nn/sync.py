@@ -25,10 +25,13 @@ MAX_DECAY = 15.0
 _exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch has it from 2.7 on
 
 
-@torch.compiler.assume_constant_result
 def is_exporting() -> bool:
     """Whether ``torch.export`` is at work; asked while tracing, as torch 2.11 takes a yes for granted there."""
     return bool(_exporting())
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler.
+is_exporting.__dict__["_dynamo_marked_constant"] = True
 
 
 def representation_size(selection: str, n_synch: int) -> int:
