@@ -1,4 +1,4 @@
-"""From a torch model to an engine's recipe and inputs; the one module of the engine that imports torch.
+"""From a torch model to an engine's recipe and inputs; like all that only ``Engine(model, ...)`` needs, with torch.
 
 What is linear is folded in float64: the query's two projections and its scale, the attention's output projection
 and the values' bias into the first synapse layer, temperatures into the neuron-level models. The keys' bias moves
